@@ -1,0 +1,134 @@
+"""Checkpoints: complete files or none, plain values only, refused where they belong to another job."""
+
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcore.errors import TrainingError
+
+VERSION = 1
+KEEP = 2
+_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+_TEMPORARY = ".checkpoint-"
+
+
+def save(folder: Path, content: Mapping[str, Any]) -> tuple[Path, str]:
+    """Write the next checkpoint of a folder and delete all but its last two.
+
+    The file has its name only once its bytes are on disk: temporary file, fsync, rename, fsync of the folder.
+
+    Args:
+        folder: made if missing; nobody else writes checkpoints there.
+        content: tensors and plain values (dicts, lists, numbers, strings).
+
+    Returns:
+        The file, `checkpoint-<number>.pt`, and its digest, `sha256:<hex>`.
+
+    Raises:
+        TrainingError: `disk`, kind system: it could not be written; earlier checkpoints are untouched.
+    """
+    with disk_errors("the checkpoint", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"checkpoint-{_last_number(folder) + 1:03d}.pt"
+        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=folder)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                torch.save({"version": VERSION, **content}, file)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(folder)
+        _prune(folder)
+    return path, f"sha256:{digest}"
+
+
+def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint, executing nothing in it; tensors land on the CPU.
+
+    Args:
+        spec_digest: of the job that goes on; the checkpoint must be of the same spec.
+        digest: what the file's digest must be, where it is known.
+
+    Raises:
+        TrainingError: `bad_checkpoint` where the file is missing, damaged or of another version,
+            `other_spec` where it belongs to another job.
+    """
+    try:
+        if digest is not None and file_digest(path) != digest:
+            raise _bad(path, "its bytes do not have the digest they were saved with")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise _bad(path, f"it cannot be read ({error.__class__.__name__})") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise _bad(path, f"it is not a checkpoint of version {VERSION}")
+    if content.get("spec_digest") != spec_digest:
+        raise TrainingError(
+            "other_spec",
+            f"{path.name} belongs to another spec ({content.get('spec_digest')}, this one is {spec_digest}); "
+            "resume with the spec it was made with, or start without it",
+        )
+    return content
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of a file's bytes."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+@contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `TrainingError` that says what could not be written where."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{what} could not be written to {folder}: {error.strerror or error}"
+        raise TrainingError("disk", message, "system") from error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):  # torch.save hides the write error behind its own
+            raise
+        reason = error.__context__.strerror
+        raise TrainingError("disk", f"{what} could not be written to {folder}: {reason}", "system") from error
+
+
+def _bad(path: Path, why: str) -> TrainingError:
+    return TrainingError("bad_checkpoint", f"{path.name} is no usable checkpoint: {why}", "system")
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _last_number(folder: Path) -> int:
+    return max((number for number, _ in _numbered(folder)), default=0)
+
+
+def _prune(folder: Path) -> None:
+    old = [path for _, path in _numbered(folder)[:-KEEP]]
+    left_over = folder.glob(f"{_TEMPORARY}*.tmp")  # of a process that was killed while it wrote
+    for path in [*old, *left_over]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

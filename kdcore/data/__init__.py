@@ -1,0 +1,28 @@
+"""Every data source, as one explicit list: a new one is a file and its two names here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split
+from kdcore.data.cifar10 import CIFAR10Config
+from kdcore.data.digits import DigitsConfig
+from kdcore.data.fashion_mnist import FashionMNISTConfig
+from kdcore.data.mnist import MNISTConfig
+
+DataConfig = Annotated[DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config, Field(discriminator="type")]
+DATA: tuple[type[BaseDataConfig], ...] = (DigitsConfig, MNISTConfig, FashionMNISTConfig, CIFAR10Config)
+
+__all__ = [
+    "BaseDataConfig",
+    "CIFAR10Config",
+    "DATA",
+    "DataConfig",
+    "DataError",
+    "DataFacts",
+    "Dataset",
+    "DigitsConfig",
+    "FashionMNISTConfig",
+    "MNISTConfig",
+    "Split",
+]

@@ -1,0 +1,120 @@
+"""A trained network as files that need nothing of this project: safetensors, torch.export, ONNX."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from kdcore.errors import TrainingError
+from kdcore.inputs import Classifier
+from kdcore.latency import session
+from kdcore.state import Weights
+
+TOLERANCE = 1e-4
+_TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Bare weights as safetensors; equal weights give equal bytes."""
+    # One metadata entry only: the order of several is not fixed.
+    save_file({name: value.contiguous() for name, value in sorted(weights.items())}, path, {"format": "pt"})
+
+
+def trace(classifier: Classifier, input_shape: tuple[int, ...]) -> ExportedProgram:
+    """torch.export of a classifier on the CPU, for any batch size.
+
+    Raises:
+        TrainingError: `export_failed`, kind system.
+    """
+    example = torch.zeros(2, *input_shape)  # 0 and 1 would be taken for constants
+    with _quiet("torch.export"), torch.no_grad():
+        shapes = ({0: torch.export.Dim("batch")},)
+        return torch.export.export(classifier.eval(), (example,), dynamic_shapes=shapes)
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write `.pt2`, without the traces that name files of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                for name in _TRACES:
+                    node.meta.pop(name, None)
+    with _quiet("torch.export"):
+        torch.export.save(program, path)
+
+
+def save_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write one self-contained ONNX file: `input` (batch, …) -> `logits` (batch, classes).
+
+    Raises:
+        TrainingError: `export_failed`, kind system.
+    """
+    with _quiet("torch.onnx"):
+        exported = torch.onnx.export(
+            program, (), dynamo=True, input_names=["input"], output_names=["logits"], verbose=False
+        )
+        assert exported is not None
+        model = exported.model_proto
+    _name_batch(model.graph)
+    for graph in (model.graph, *model.functions):
+        for part in (model, graph, *graph.node):
+            del part.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.save_model(model, str(path))
+
+
+def check(classifier: Classifier, program: ExportedProgram, onnx_path: Path, input_shape: tuple[int, ...]) -> None:
+    """Compare both exports with the network, at batch 1 and others.
+
+    Raises:
+        TrainingError: `export_failed`, kind system: logits differ by more than 1e-4 (absolute plus relative).
+    """
+    runtime, module = session(onnx_path), program.module()
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 2, 7):
+        inputs = torch.rand(batch, *input_shape, generator=generator)
+        with torch.no_grad():
+            wanted = classifier(inputs)
+            _close("torch.export", module(inputs), wanted)
+        _close("torch.onnx", torch.from_numpy(runtime.run(["logits"], {"input": inputs.numpy()})[0]), wanted)
+
+
+def _close(what: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+        raise TrainingError("export_failed", f"{what}: the exported model's logits are not the student's", "system")
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Call the free dimension `batch` wherever it stands, whatever the exporter called it."""
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == free:
+                dimension.dim_param = "batch"
+
+
+@contextlib.contextmanager
+def _quiet(what: str) -> Iterator[None]:
+    """Exporters talk on standard output and in warnings; only their failure is of interest."""
+    chatter = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(chatter), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (TrainingError, OSError):
+        raise
+    except Exception as error:
+        raise TrainingError("export_failed", f"{what} failed: {error}", "system") from error
+    finally:
+        logging.disable(before)

@@ -1,0 +1,200 @@
+"""A job that runs: its data on the device, its state, and the networks it is about."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcore import checkpoint
+from kdcore.choices import Choices, apply, choose
+from kdcore.data import Dataset
+from kdcore.errors import TrainingError, data_errors
+from kdcore.evaluate import predict
+from kdcore.inputs import Classifier, Normalise
+from kdcore.losses import Shapes
+from kdcore.models import Network
+from kdcore.plan import make_plan
+from kdcore.reporter import Reporter
+from kdcore.seeds import derive
+from kdcore.session import Session
+from kdcore.spec import JobSpec, spec_digest
+from kdcore.stages import Stage, list_stages
+from kdcore.state import State, Training, Weights
+from kdcore.teacher import freeze, load_weights, weights_file
+
+TEACHER = "teacher-1"
+
+
+@dataclass
+class Job:
+    """Everything the loop reads; `state` is what it writes."""
+
+    spec: JobSpec
+    stages: list[Stage]
+    data: Dataset
+    device: torch.device
+    choices: Choices
+    reporter: Reporter
+    session: Session
+    state: State
+    resumed: Mapping[str, Any] | None
+    """The modules' state in the checkpoint this run began with, until it is restored."""
+    normalise: Normalise = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.normalise = Normalise(self.data.facts).to(self.device)
+
+    def steps_per_epoch(self, stage: Stage) -> int:
+        return math.ceil(len(self.data.train) / stage.train.batch_size)
+
+    def family(self, stage: Stage) -> str:
+        """What shares its chance: the baseline has the initial weights, order and dropout of the student."""
+        return "teacher" if stage.role == "teacher" else "student"
+
+    def is_last(self, stage: Stage) -> bool:
+        """Whether no later stage trains the same network."""
+        return all(other.role != stage.role or other.index <= stage.index for other in self.stages)
+
+    def network(self, role: str, index: int = 0) -> Network:
+        """A teacher or a student as it is initialised: on the CPU, so that every device begins alike.
+
+        The global generators are left as they were: a network may be built while another trains.
+        """
+        config = self.spec.teachers[index].model if role == "teacher" else self.spec.student.model
+        facts = self.data.facts
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive(self.spec.seed, "weights", role, index))
+            return config.build(facts.input_shape, len(facts.classes))
+
+    def finished(self, name: str) -> Network:
+        """A finished network with its weights, frozen, on the device; `name` is a key of `state.models`."""
+        network = self.network("teacher" if name == TEACHER else "student")
+        network.load_state_dict(self.state.models[name])
+        return freeze(network.to(self.device))
+
+    @cached_property
+    def teacher(self) -> Network:
+        return self.finished(TEACHER)
+
+    @cached_property
+    def validation_labels(self) -> Tensor:
+        return self.data.validation.labels.cpu()
+
+    @cached_property
+    def teacher_validation_logits(self) -> Tensor:
+        return self.predict(self.teacher, "validation")
+
+    def predict(self, network: Network, split: str) -> Tensor:
+        """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""
+        samples = self.data.validation if split == "validation" else self.data.test
+        return predict(Classifier(self.normalise, network), samples, self.data.scale, self.session.poll)
+
+    def prepare(self, stage: Stage) -> Training:
+        """The stage's modules and generators as they begin, or as the checkpoint has them."""
+        family = self.family(stage)
+        index = stage.index if family == "teacher" else 0
+        model = self.network(family, index)
+        if self.state.handed is not None:
+            model.load_state_dict(self.state.handed)
+        model.to(self.device)
+        terms = self._terms(stage, model)
+        optimizer = stage.train.optimizer.build(nn.ModuleList([model, *terms]).parameters())
+        training = Training(model, terms, optimizer, self.device)
+        torch.manual_seed(derive(self.spec.seed, family, stage.index, "dropout"))
+        if self.resumed is not None:
+            training.restore(self.resumed)
+            self.resumed = None
+        return training
+
+    def _terms(self, stage: Stage, model: Network) -> nn.ModuleList:
+        needs_teacher = any(loss.needs_teacher for loss in stage.losses)
+        shape = self.data.facts.input_shape
+        student = view_shapes(model, shape)
+        teacher = view_shapes(self.teacher, shape) if needs_teacher else {}
+        torch.manual_seed(derive(self.spec.seed, "terms", stage.index))
+        classes = len(self.data.facts.classes)
+        return nn.ModuleList(loss.build(student, teacher, classes) for loss in stage.losses).to(self.device)
+
+    def conclude(self, stage: Stage, weights: Weights) -> None:
+        """Note what a stage leaves, and go on to the next."""
+        state = self.state
+        assert state.best is not None
+        state.selected[stage.name] = {"epoch": state.best["epoch"], "epochs": state.epoch, **state.best["values"]}
+        if self.is_last(stage):
+            name = {"teacher": TEACHER, "baseline": "baseline", "distill": "student"}[stage.role]
+            state.models[name] = weights
+            state.handed = None
+        else:
+            state.handed = weights
+        state.next_stage()
+
+
+@torch.no_grad()
+def view_shapes(model: Network, input_shape: tuple[int, ...]) -> Shapes:
+    """The shapes of a model's views, without the batch."""
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    views = model.eval().views(torch.zeros(1, *input_shape, device=device))
+    for module, training in modes:
+        module.training = training
+    return {name: tuple(view.shape[1:]) for name, view in views.items()}
+
+
+def choose_here(spec: JobSpec, device: str | None = None) -> Choices:
+    """The choices for this machine: the spec's device, or CUDA where there is one and the spec leaves it open."""
+    wanted = device or spec.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose(spec, make_plan(spec), device="cuda" if wanted == "cuda" else "cpu", cores=os.cpu_count() or 1)
+
+
+def open_job(
+    spec: JobSpec,
+    reporter: Reporter,
+    *,
+    data_root: Path,
+    checkpoints: Path,
+    choices: Choices | None,
+    resume: Path | None,
+    teacher_weights: Path | None,
+    download: bool,
+) -> Job:
+    """Set the machine up, read the data, and find the job where its checkpoint left it; see `train.run`."""
+    digest = spec_digest(spec)
+    saved = checkpoint.load(resume, spec_digest=digest) if resume is not None else None
+    if choices is None:
+        choices = Choices.model_validate(saved["choices"]) if saved is not None else choose_here(spec)
+    apply(choices)
+    device = torch.device(choices.device)
+    with data_errors():
+        data = spec.data.load(data_root, download=download).to(device)
+    if saved is not None and saved["data_digest"] != data.digest:
+        raise TrainingError("other_data", "the data has changed since the checkpoint was made; start without it")
+
+    header = {"spec_digest": digest, "data_digest": data.digest, "choices": choices.model_dump(mode="json")}
+    state = State(**saved["state"]) if saved is not None else State()
+    stages = list_stages(spec)
+    steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
+    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps)
+    job = Job(spec, stages, data, device, choices, reporter, session, state, saved["running"] if saved else None)
+    if spec.teachers[0].weights is not None and TEACHER not in state.models:
+        path = weights_file(spec.teachers[0], data_root, teacher_weights)
+        state.models[TEACHER] = load_weights(path, job.network("teacher"))
+    if saved is not None:
+        _tell(job, saved, header)
+    return job
+
+
+def _tell(job: Job, saved: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    """A line of history: where the job goes on, and whether it does so with the choices it began with."""
+    state = job.state
+    stage = job.stages[state.stage].name if state.stage < len(job.stages) else "evaluation"
+    job.reporter.event("resumed", {"stage": stage, "epoch": state.epoch, "step": state.step})
+    if saved["choices"] != header["choices"]:
+        job.reporter.event("choices_changed", {"before": saved["choices"], "now": header["choices"]})

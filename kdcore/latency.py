@@ -1,0 +1,54 @@
+"""How fast an exported model answers: a measurement of this machine, part of no promise."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+SECONDS = 0.25
+THROUGHPUT_BATCH = 64
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on one CPU thread, which prints nothing."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measure_latency(path: Path, input_shape: tuple[int, ...], seconds: float = SECONDS) -> dict[str, Any]:
+    """Latency of one sample and throughput of a batch, by onnxruntime on one thread.
+
+    Args:
+        path: of an ONNX file with an input `input`, (B, *input_shape).
+        seconds: how long each of the two is measured; one call is always made.
+
+    Returns:
+        `latency_ms` with `p50` and `p95` in milliseconds, and `samples_per_second` at batch 64.
+    """
+    runtime = session(path)
+    single = _times(runtime, (1, *input_shape), seconds)
+    many = _times(runtime, (THROUGHPUT_BATCH, *input_shape), seconds)
+    return {
+        "latency_ms": {
+            "p50": float(np.percentile(single, 50)) * 1000,
+            "p95": float(np.percentile(single, 95)) * 1000,
+        },
+        "samples_per_second": THROUGHPUT_BATCH / float(np.median(many)),
+    }
+
+
+def _times(runtime: onnxruntime.InferenceSession, shape: tuple[int, ...], seconds: float) -> list[float]:
+    """Seconds of each call made within the time, after one to warm up."""
+    feed = {"input": np.random.default_rng(0).random(shape, dtype=np.float32)}
+    runtime.run(None, feed)
+    end = time.perf_counter() + seconds
+    times: list[float] = []
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        runtime.run(None, feed)
+        times.append(time.perf_counter() - start)
+    return times

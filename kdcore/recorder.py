@@ -1,0 +1,88 @@
+"""The training metrics of a stage: evenly thinned, and checked to be finite at every step."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdcore.errors import diverged
+from kdcore.losses import LossConfig
+from kdcore.reporter import Reporter
+
+CUDA_STEPS = 16
+"""Steps between two reads from a GPU: each read waits for it."""
+
+
+def term_names(losses: Sequence[LossConfig]) -> list[str]:
+    """The losses' types; from the second of a type on with a number: `kd`, `kd-2`."""
+    seen: Counter[str] = Counter()
+    names = []
+    for loss in losses:
+        seen[loss.type] += 1
+        names.append(loss.type if seen[loss.type] == 1 else f"{loss.type}-{seen[loss.type]}")
+    return names
+
+
+class Recorder:
+    """Reports each term raw and weighted, their sum, the learning rate and the gradient norm.
+
+    Every `ceil(steps / points)`-th step is kept, and the last; which ones depends on nothing else,
+    so a resumed stage keeps the same. Values stay on the device until `flush`.
+    """
+
+    def __init__(
+        self, reporter: Reporter, stage: str, losses: Sequence[LossConfig], *, steps: int, points: int, on_cuda: bool
+    ) -> None:
+        self._reporter = reporter
+        self._stage = stage
+        self._terms = term_names(losses)
+        self._weights = [loss.weight for loss in losses]
+        self._steps = steps
+        self._stride = math.ceil(steps / points)
+        self._every = CUDA_STEPS if on_cuda else 1
+        self._pending: list[tuple[int, float, Tensor]] = []
+
+    def add(self, step: int, rate: float, values: Sequence[Tensor]) -> None:
+        """Note one step.
+
+        Args:
+            step: counted within the stage, from 1.
+            rate: the learning rate that was used.
+            values: scalars: each term's raw loss, the total, and the gradient norm where it is clipped.
+
+        Raises:
+            TrainingError: `diverged`, once a noted value is not finite.
+        """
+        self._pending.append((step, rate, torch.stack([value.detach() for value in values])))
+        if len(self._pending) >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read what is pending from the device in one go, check it and report the kept steps."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        rows = torch.stack([values for _, _, values in pending]).tolist()
+        for (step, rate, _), row in zip(pending, rows, strict=True):
+            self._check(step, row)
+            if step % self._stride == 0 or step == self._steps:
+                self._reporter.metrics(self._stage, step, self._named(rate, row))
+
+    def _check(self, step: int, row: list[float]) -> None:
+        what = [*(f"the loss term {name!r}" for name in self._terms), "the loss", "the gradient"]
+        for name, value in zip(what, row, strict=False):
+            if not math.isfinite(value):
+                raise diverged(self._stage, step, name, value)
+
+    def _named(self, rate: float, row: list[float]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, weight, value in zip(self._terms, self._weights, row, strict=False):
+            values[f"train/{name}"] = value
+            values[f"train/{name}/weighted"] = weight * value
+        values["train/loss"] = row[len(self._terms)]
+        values["train/lr"] = rate
+        if len(row) > len(self._terms) + 1:
+            values["train/gradient_norm"] = row[-1]
+        return values

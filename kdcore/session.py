@@ -1,0 +1,117 @@
+"""What surrounds the loop: requests from outside, progress, and checkpoints in time."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcore import checkpoint
+from kdcore.recorder import Recorder
+from kdcore.reporter import Interrupted, Progress, Reporter, SavedCheckpoint
+from kdcore.spec import CheckpointConfig
+from kdcore.stages import Stage
+from kdcore.state import State, Training
+
+PROGRESS_SECONDS = 0.25
+
+
+class Session:
+    """One run of a job: it answers requests, tells progress and saves `state` when it is time.
+
+    Args:
+        header: what every checkpoint says of its job: spec digest, data digest, choices.
+        steps: of each stage, in order.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        folder: Path,
+        state: State,
+        header: Mapping[str, Any],
+        config: CheckpointConfig,
+        stages: Sequence[Stage],
+        steps: Sequence[int],
+    ) -> None:
+        self._reporter, self._folder, self._state, self._header = reporter, folder, state, header
+        self._config, self._stages, self._steps = config, stages, steps
+        self._running: tuple[Training, Recorder] | None = None
+        self._marked = self._saved = self._reported = time.monotonic()
+        self._began, self._began_at_step = self._marked, 0
+
+    @contextmanager
+    def stage(self, training: Training, recorder: Recorder) -> Iterator[None]:
+        """The time in which the stage's modules belong into every checkpoint."""
+        self._running = (training, recorder)
+        self._marked = self._began = time.monotonic()
+        self._began_at_step = self._state.step
+        try:
+            yield
+        finally:
+            self._account()
+            self._running = None
+
+    def poll(self) -> None:
+        """Raise `Interrupted` if the job was asked to stop: at once, or after a checkpoint where it shall go on later."""
+        request = self._reporter.requested()
+        if request is None:
+            return
+        if request != "cancel":
+            self.save()
+        raise Interrupted(request)
+
+    def step_done(self) -> None:
+        """Called after every step: tells progress and saves, when it is time."""
+        now = time.monotonic()
+        if now - self._reported >= PROGRESS_SECONDS:
+            self._reported = now
+            self._reporter.progress(self._progress(now))
+        every = self._config.every_steps
+        if now - self._saved >= self._config.every_seconds or (every and self._state.step % every == 0):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint and report it.
+
+        Raises:
+            TrainingError: `diverged`, before a state that is not finite reaches the disk; `disk`.
+        """
+        running = None
+        if self._running is not None:
+            training, recorder = self._running
+            recorder.flush()
+            training.check(self._name(), self._state.step)
+            self._account()
+            running = training.snapshot()
+        path, digest = checkpoint.save(self._folder, {**self._header, "state": vars(self._state), "running": running})
+        self._saved = time.monotonic()
+        state = self._state
+        self._reporter.checkpoint(
+            SavedCheckpoint(path, digest, path.stat().st_size, self._name(), state.epoch, state.step)
+        )
+
+    def _name(self) -> str:
+        """The stage's name; of the last one where all are done."""
+        return self._stages[min(self._state.stage, len(self._stages) - 1)].name
+
+    def _account(self) -> None:
+        now = time.monotonic()
+        name = self._name()
+        self._state.seconds[name] = self._state.seconds.get(name, 0.0) + now - self._marked
+        self._marked = now
+
+    def _progress(self, now: float) -> Progress:
+        state, stage = self._state, self._stages[self._state.stage]
+        done = sum(self._steps[: state.stage]) + state.step
+        rate = (state.step - self._began_at_step) / max(now - self._began, 1e-9)  # steps per second
+        return Progress(
+            stage=stage.name,
+            epoch=min(state.epoch + 1, stage.train.epochs),
+            epochs=stage.train.epochs,
+            step=state.step,
+            steps=self._steps[state.stage],
+            fraction=done / sum(self._steps),
+            samples_per_second=rate * stage.train.batch_size,
+            eta_seconds=(sum(self._steps) - done) / rate if rate else None,
+        )

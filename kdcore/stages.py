@@ -1,0 +1,54 @@
+"""The stages of a job, in the order in which they run; the plan and the loop both read this list."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kdcore.losses import CrossEntropyConfig, LossConfig
+from kdcore.spec import JobSpec, TrainConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive epochs with one set of losses and one optimizer.
+
+    Attributes:
+        name: unique within the job.
+        role: what is trained: the teacher, the student on labels alone, or the student being distilled.
+        index: of the teacher in `teachers`, or of the stage in `stages`.
+        train: epochs, batch size, optimizer, …
+        losses: the terms, with their weights.
+    """
+
+    name: str
+    role: Literal["teacher", "baseline", "distill"]
+    index: int
+    train: TrainConfig
+    losses: list[LossConfig]
+
+
+def list_stages(spec: JobSpec) -> list[Stage]:
+    """Teachers that are trained, then the baseline if wanted, then the distillation stages.
+
+    The baseline has the epochs and optimizers of the distillation stages, and cross-entropy alone.
+    """
+    teachers = [
+        Stage(
+            f"teacher-{index + 1}",
+            "teacher",
+            index,
+            teacher.train,
+            [CrossEntropyConfig(label_smoothing=teacher.train.label_smoothing)],
+        )
+        for index, teacher in enumerate(spec.teachers)
+        if teacher.train is not None
+    ]
+    several = len(spec.stages) > 1
+    baselines = [
+        Stage(f"baseline-{index + 1}" if several else "baseline", "baseline", index, stage, [CrossEntropyConfig()])
+        for index, stage in enumerate(spec.stages)
+        if spec.baseline
+    ]
+    distillation = [
+        Stage(str(stage.name), "distill", index, stage, list(stage.losses)) for index, stage in enumerate(spec.stages)
+    ]
+    return [*teachers, *baselines, *distillation]

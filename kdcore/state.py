@@ -1,0 +1,96 @@
+"""What a resume needs: where the job is, what is finished, and the modules of the running stage."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.errors import diverged
+from kdcore.models import Network
+
+Weights = dict[str, Tensor]
+"""A model's state_dict, copied to the CPU."""
+
+
+@dataclass
+class State:
+    """Where the job is; plain values and tensors, saved whole.
+
+    Attributes:
+        stage: index of the stage that runs or comes next, in the job's list of stages.
+        epoch: epochs of it that are complete, validation included.
+        step: its optimizer updates so far; within the epoch, those beyond `epoch` whole ones.
+        best: its best epoch so far: `epoch`, `score`, `values` and, where they will be used, `weights`.
+        reference, stale: for early stopping, the score to beat and the epochs that did not.
+        handed: weights that one stage of the student hands to the next.
+        models: the weights of what is finished: `teacher-1`, `baseline`, `student`.
+        selected: by stage, the best epoch and its validation values.
+        seconds: by stage, the time spent on it over all attempts.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    best: dict[str, Any] | None = None
+    reference: float | None = None
+    stale: int = 0
+    handed: Weights | None = None
+    models: dict[str, Weights] = field(default_factory=dict)
+    selected: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def next_stage(self) -> None:
+        self.stage += 1
+        self.epoch = self.step = self.stale = 0
+        self.best = self.reference = None
+
+
+@dataclass
+class Training:
+    """The modules of the running stage: what is trained, its loss terms, and their common optimizer."""
+
+    model: Network
+    terms: nn.ModuleList
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates: the model's parameters and those of its terms."""
+        return [*self.model.parameters(), *self.terms.parameters()]
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of its state, the generators' included; the tensors are the live ones."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "model": dict(self.model.state_dict()),
+            "terms": dict(self.terms.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": torch.get_rng_state(),
+            "cuda_generator": cuda,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.terms.load_state_dict(saved["terms"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["generator"])
+        if saved["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_generator"], self.device)
+
+    def check(self, stage: str, step: int) -> None:
+        """Raise `diverged` unless every weight is finite: a bad update shows in the loss only a step later."""
+        if not all_finite([*self.model.state_dict().values(), *self.terms.state_dict().values()]):
+            raise diverged(stage, step, "a weight", float("nan"))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no floating-point tensor holds a NaN or an infinity; one read from the device."""
+    flags = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    return bool(torch.stack(flags).all()) if flags else True
+
+
+def copy_weights(model: nn.Module) -> Weights:
+    """A copy of the model's state on the CPU, which later updates leave alone."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}

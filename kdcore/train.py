@@ -1,0 +1,198 @@
+"""The loop, from top to bottom: every stage of a job, then the test set once, then the files.
+
+    run                 a job: load the data, train each stage, finish
+      train_stage       a stage: its modules, its epochs, its result
+        train_epoch     an epoch: draw a batch, forward, losses, backward, step
+        end_epoch       validation; the best epoch; early stopping
+      finish            (kdcore.finish) test set, exports, result
+
+Nothing here knows a loss, a model or a data set by name.
+"""
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.augment import augment
+from kdcore.choices import Choices
+from kdcore.errors import diverged, memory_errors
+from kdcore.evaluate import accuracy, agreement, nll
+from kdcore.finish import finish
+from kdcore.inputs import unit
+from kdcore.job import Job, open_job
+from kdcore.losses import Views
+from kdcore.models import Network
+from kdcore.recorder import Recorder
+from kdcore.reporter import Reporter
+from kdcore.seeds import epoch_order, generator
+from kdcore.spec import JobSpec
+from kdcore.stages import Stage
+from kdcore.state import Training, copy_weights
+from kdcore.teacher import assert_frozen
+
+
+def run(
+    spec: JobSpec,
+    *,
+    data_root: Path,
+    out: Path,
+    reporter: Reporter,
+    choices: Choices | None = None,
+    checkpoint_dir: Path | None = None,
+    resume: Path | None = None,
+    teacher_weights: Path | None = None,
+    download: bool = True,
+    points: int = 1000,
+) -> dict[str, Any]:
+    """Run a job to its end, or from a checkpoint to its end.
+
+    Args:
+        spec: the job.
+        data_root: the data directory.
+        out: where the student and its papers go; made if missing.
+        reporter: hears of everything, and is asked at every step whether to stop.
+        choices: what may change bits; the checkpoint's where left out, else chosen for this machine.
+        checkpoint_dir: where checkpoints go, `out/checkpoints` where left out; nobody else writes there.
+        resume: a checkpoint of the same spec; with equal choices on one CPU model the student's bytes
+            are those of a run that was never interrupted.
+        teacher_weights: a .safetensors file, for a teacher with `weights: {job: …}`.
+        download: whether missing data may be fetched.
+        points: how many steps of a stage report their training metrics, at most.
+
+    Returns:
+        The result document, which is also in `out/result.json`.
+
+    Raises:
+        Interrupted: the reporter asked for it.
+        TrainingError: the job cannot go on; its `kind` says whose turn it is.
+        SpecError: the spec cannot be run.
+    """
+    job = open_job(
+        spec,
+        reporter,
+        data_root=data_root,
+        checkpoints=checkpoint_dir or out / "checkpoints",
+        choices=choices,
+        resume=resume,
+        teacher_weights=teacher_weights,
+        download=download,
+    )
+    for stage in job.stages[job.state.stage :]:
+        with memory_errors(f"stage {stage.name!r}", stage.train.batch_size):
+            train_stage(job, stage, points)
+    return finish(job, out)
+
+
+def train_stage(job: Job, stage: Stage, points: int) -> None:
+    """Train one stage to its end and note what it leaves: the best epoch's weights, or the last one's to hand on."""
+    state, config = job.state, stage.train
+    job.reporter.stage(stage.name)
+    training = job.prepare(stage)
+    recorder = Recorder(
+        job.reporter,
+        stage.name,
+        stage.losses,
+        steps=config.epochs * job.steps_per_epoch(stage),
+        points=points,
+        on_cuda=job.device.type == "cuda",
+    )
+    with job.session.stage(training, recorder):
+        while state.epoch < config.epochs and not out_of_patience(job, stage):
+            train_epoch(job, stage, training, recorder)
+            recorder.flush()
+            end_epoch(job, stage, training)
+        training.check(stage.name, state.step)
+
+    assert state.best is not None
+    weights = state.best["weights"] if job.is_last(stage) else copy_weights(training.model)
+    job.conclude(stage, weights)
+    job.session.save()
+
+
+def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) -> None:
+    """The updates of an epoch that are not made yet; a resume starts in its middle."""
+    state, config, split = job.state, stage.train, job.data.train
+    model, terms, optimizer = training.model, training.terms, training.optimizer
+    teacher = job.teacher if any(loss.needs_teacher for loss in stage.losses) else None
+    weights = [loss.weight for loss in stage.losses]
+    lucky = (job.spec.seed, job.family(stage), stage.index)  # baseline and student draw the same
+    order = epoch_order(len(split), *lucky, state.epoch).to(job.device)
+    steps_per_epoch = job.steps_per_epoch(stage)
+    total_steps = config.epochs * steps_per_epoch
+    bf16 = job.choices.precision == "bf16"
+
+    model.train()
+    terms.train()
+    if teacher is not None:
+        assert_frozen(teacher)
+    for position in range(state.step - state.epoch * steps_per_epoch, steps_per_epoch):
+        job.session.poll()
+
+        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+        labels = split.labels[batch]
+        inputs = unit(split.inputs[batch], job.data.scale)  # (B, C, H, W) float32 in [0, 1]
+        if config.augment.is_on:
+            inputs = augment(inputs, config.augment, generator(job.device, *lucky, "augment", state.step))
+        inputs = job.normalise(inputs)
+
+        with torch.autocast(job.device.type, torch.bfloat16) if bf16 else nullcontext():
+            views = model.views(inputs)
+            targets = teacher_views(teacher, inputs)
+        views = {name: view.float() for name, view in views.items()}
+        raw = [term(views, targets, labels) for term in terms]
+        loss: Tensor = torch.stack([weight * value for weight, value in zip(weights, raw, strict=True)]).sum()
+
+        factor = config.schedule.factor(state.step, steps_per_epoch, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * factor
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        values = [*raw, loss]
+        if config.gradient_clip is not None:
+            values.append(nn.utils.clip_grad_norm_(training.parameters(), config.gradient_clip))
+        optimizer.step()
+
+        state.step += 1
+        recorder.add(state.step, config.optimizer.lr * factor, values)
+        job.session.step_done()
+
+
+@torch.no_grad()
+def teacher_views(teacher: Network | None, inputs: Tensor) -> Views:
+    """The teacher's view of the very inputs the student sees, float32, without gradients."""
+    if teacher is None:
+        return {}
+    return {name: view.float() for name, view in teacher.views(inputs).items()}
+
+
+def end_epoch(job: Job, stage: Stage, training: Training) -> None:
+    """Validate, report, remember the best epoch, count the epochs that did not improve."""
+    state = job.state
+    logits = job.predict(training.model, "validation")
+    labels = job.validation_labels
+    values = {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels)}
+    if stage.role == "distill":
+        values["agreement"] = agreement(logits, job.teacher_validation_logits)
+    if not math.isfinite(values["nll"]):
+        raise diverged(stage.name, state.step, "the validation loss", values["nll"])
+    job.reporter.metrics(stage.name, state.step, {f"validation/{name}": value for name, value in values.items()})
+
+    state.epoch += 1
+    score = values["accuracy"] if job.spec.select_by == "accuracy" else -values["nll"]
+    if state.best is None or score > state.best["score"]:
+        weights = copy_weights(training.model) if job.is_last(stage) else None
+        state.best = {"epoch": state.epoch, "score": score, "values": values, "weights": weights}
+    stopping = stage.train.early_stopping
+    if state.reference is None or score > state.reference + (stopping.min_delta if stopping else 0.0):
+        state.reference, state.stale = score, 0
+    else:
+        state.stale += 1
+
+
+def out_of_patience(job: Job, stage: Stage) -> bool:
+    stopping = stage.train.early_stopping
+    return stopping is not None and job.state.stale >= stopping.patience

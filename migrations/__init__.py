@@ -1,0 +1,1 @@
+"""Alembic's scripts; `distillery migrate` runs them."""

@@ -1,0 +1,196 @@
+"""What the API shows of jobs: one, a page, and what belongs to them. Read-only; owners see their own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, defer
+
+from storage import workers
+from storage.database import now
+from storage.errors import NotFoundError
+from storage.lifecycle import Status
+from storage.tables import Artifact, Attempt, Checkpoint, Event, Job, JobLabel, Metric
+
+
+def get_job(session: Session, job_id: str, owner: str) -> Job:
+    """A job of this owner.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner))
+    if job is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return job
+
+
+def page_jobs(
+    session: Session,
+    owner: str,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    name: str | None = None,
+    labels: Iterable[tuple[str, str]] = (),
+) -> tuple[list[Job], bool]:
+    """Jobs newest first, and whether there are more.
+
+    Args:
+        after: id of the last job of the page before.
+        labels: pairs that a job must all carry.
+    """
+    query = select(Job).options(defer(Job.plan)).where(Job.owner == owner).order_by(Job.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(Job.id < after)
+    if status is not None:
+        query = query.where(Job.status == status)
+    if name is not None:
+        query = query.where(Job.name == name)
+    for key, value in labels:
+        query = query.where(
+            select(JobLabel.job_id)
+            .where(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == value)
+            .exists()
+        )
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a queued job waits: its place in the queue (from 1), and a reason in words."""
+
+    position: int
+    reason: str
+
+
+def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
+    """Where a queued job stands.
+
+    Args:
+        silence_seconds: after which a worker counts as gone.
+    """
+    before = select(func.count()).select_from(Job).where(
+        Job.status == Status.QUEUED,
+        (Job.priority > job.priority) | ((Job.priority == job.priority) & (Job.id < job.id)),
+    )  # fmt: skip
+    position = (session.scalar(before) or 0) + 1
+    clock = session.scalar(select(now())) or 0.0
+    there = workers.present(session, silence_seconds)
+    fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
+    if not there:
+        reason = "no worker is running"
+    elif not fitting:
+        reason = f"no worker with {job.device}"
+    elif job.available_at > clock:
+        reason = f"waiting {job.available_at - clock:.0f} s after a failure"
+    elif all(w.status != "idle" for w in fitting):
+        reason = "all workers are busy" if len(fitting) > 1 else "the worker is busy"
+    else:
+        reason = "about to start"
+    return Wait(position, reason)
+
+
+def list_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:
+    """Events of a job with ids above `after`, in order."""
+    query = select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id).limit(limit)
+    return list(session.scalars(query))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series: its points as (step, value), ascending."""
+
+    stage: str
+    name: str
+    points: list[tuple[int, float]]
+
+
+def list_series(
+    session: Session,
+    job_id: str,
+    *,
+    stage: str | None = None,
+    name: str | None = None,
+    after_step: int | None = None,
+    max_points: int | None = None,
+) -> list[Series]:
+    """The series of a job, in order of stage and name; each with at most `max_points`, evenly thinned."""
+    query = select(Metric.stage, Metric.name, Metric.step, Metric.value).where(Metric.job_id == job_id)
+    if stage is not None:
+        query = query.where(Metric.stage == stage)
+    if name is not None:
+        query = query.where(Metric.name == name)
+    if after_step is not None:
+        query = query.where(Metric.step > after_step)
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in session.execute(query.order_by(Metric.stage, Metric.name, Metric.step)):
+        found.setdefault((row.stage, row.name), []).append((row.step, row.value))
+    return [Series(key[0], key[1], thin(points, max_points)) for key, points in found.items()]
+
+
+def thin(points: list[tuple[int, float]], most: int | None) -> list[tuple[int, float]]:
+    """At most `most` points, evenly spaced; the first (for two or more) and the last are always among them."""
+    if most is None or len(points) <= most:
+        return points
+    if most == 1:
+        return points[-1:]
+    last = len(points) - 1
+    return [points[round(i * last / (most - 1))] for i in range(most)]
+
+
+def list_checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
+    """The kept checkpoints of a job, newest first."""
+    return list(session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.id.desc())))
+
+
+def list_artifacts(session: Session, job_id: str) -> list[Artifact]:
+    """The artifacts of a job by name."""
+    return list(session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)))
+
+
+def get_artifact(session: Session, job_id: str, name: str) -> Artifact:
+    """One artifact.
+
+    Raises:
+        NotFoundError: the job has none of this name.
+    """
+    artifact = session.get(Artifact, (job_id, name))
+    if artifact is None:
+        raise NotFoundError(f"{job_id} has no artifact {name!r}")
+    return artifact
+
+
+def list_attempts(session: Session, job_id: str) -> list[Attempt]:
+    """The attempts of a job, in order."""
+    return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What tells a watcher whether to look again."""
+
+    status: str
+    stage: str | None
+    request: str | None
+    version: int
+    last_event: int
+
+
+def glance(session: Session, job_ids: Iterable[str]) -> dict[str, Glance]:
+    """The current state of several jobs at once; deleted ones are absent."""
+    columns = (Job.id, Job.status, Job.stage, Job.request, Job.version, Job.last_event)
+    rows = session.execute(select(*columns).where(Job.id.in_(list(job_ids))))
+    return {row.id: Glance(*row[1:]) for row in rows}
+
+
+def queue_figures(session: Session) -> dict[str, Any]:
+    """Figures for monitoring: jobs by status, age of the oldest queued job in seconds, training speed now."""
+    counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+    oldest = session.scalar(select(now() - func.min(Job.available_at)).where(Job.status == Status.QUEUED))
+    running = session.scalars(select(Job.progress).where(Job.status == Status.RUNNING))
+    speed = sum(float((progress or {}).get("samples_per_second") or 0) for progress in running)
+    return {"jobs": counts, "oldest_queued_seconds": max(oldest or 0.0, 0.0), "samples_per_second": speed}

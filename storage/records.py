@@ -1,0 +1,161 @@
+"""What a running attempt writes down: progress, metrics, checkpoints, artifacts. Every write is fenced."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, func, insert, not_, or_, select, update
+from sqlalchemy.orm import Session
+
+from storage.database import now
+from storage.errors import StaleAttemptError
+from storage.lifecycle import Fence, add_event
+from storage.tables import Artifact, Checkpoint, Job, Metric
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one series."""
+
+    stage: str
+    name: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class NewArtifact:
+    """A file that lies in the store and is to be published."""
+
+    name: str
+    digest: str
+    size: int
+    media_type: str
+
+
+def report(
+    session: Session,
+    fence: Fence,
+    *,
+    stage: str | None = None,
+    progress: dict[str, Any] | None = None,
+    points: Iterable[Point] = (),
+    moved: bool = True,
+) -> None:
+    """One report of a running attempt: where it is, and the points since the last report.
+
+    Args:
+        moved: whether training moved on since the last report; a hang is told by its absence.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    values: dict[str, Any] = {"version": Job.version + 1, "updated_at": now()}
+    if stage is not None:
+        values["stage"] = stage
+    if progress is not None:
+        values["progress"] = progress
+    if moved:
+        values["stepped_at"] = now()
+    _fenced_update(session, fence, values)
+    rows = [
+        {"job_id": fence.job_id, "attempt": fence.attempt, "stage": p.stage, "name": p.name, "step": p.step,
+         "value": p.value}
+        for p in points
+    ]  # fmt: skip
+    if rows:
+        session.execute(insert(Metric), rows)
+
+
+def store_choices(session: Session, fence: Fence, choices: dict[str, Any]) -> dict[str, Any]:
+    """Store what the first attempt chose; later attempts get what is stored.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    _fenced_update(session, fence, {"version": Job.version + 1})
+    stored: dict[str, Any] | None = session.scalar(select(Job.choices).where(Job.id == fence.job_id))
+    if stored is not None:
+        return stored
+    _fenced_update(session, fence, {"choices": choices, "device": choices["device"]})
+    return choices
+
+
+def rewind(session: Session, fence: Fence, done: Mapping[str, int | None]) -> None:
+    """Drop the points that this attempt will report again.
+
+    Args:
+        done: the stages that the checkpoint has seen, each with its last step, or None for all of it.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    _fenced_update(session, fence, {"version": Job.version + 1})
+    kept = [
+        Metric.stage == stage if step is None else and_(Metric.stage == stage, Metric.step <= step)
+        for stage, step in done.items()
+    ]
+    mine = Metric.job_id == fence.job_id
+    session.execute(delete(Metric).where(mine, not_(or_(*kept))) if kept else delete(Metric).where(mine))
+
+
+def record_checkpoint(
+    session: Session, fence: Fence, *, stage: str, epoch: int, step: int, path: str, digest: str, size: int
+) -> list[str]:
+    """Make a complete checkpoint file the one to resume from.
+
+    Returns:
+        Paths of older checkpoints that no row names any more: the caller may delete the files.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    _fenced_update(session, fence, {"failures": 0, "stepped_at": now(), "version": Job.version + 1})
+    newest = session.scalar(select(func.max(Checkpoint.id)).where(Checkpoint.job_id == fence.job_id)) or 0
+    session.execute(
+        insert(Checkpoint).values(
+            job_id=fence.job_id, id=newest + 1, attempt=fence.attempt, stage=stage, epoch=epoch, step=step,
+            path=path, digest=digest, size=size, created_at=now(),
+        )
+    )  # fmt: skip
+    add_event(session, fence, "checkpoint", {"id": newest + 1, "stage": stage, "epoch": epoch, "step": step})
+    old = Checkpoint.job_id == fence.job_id, Checkpoint.id <= newest + 1 - KEPT_CHECKPOINTS
+    return list(session.scalars(delete(Checkpoint).where(*old).returning(Checkpoint.path)))
+
+
+def last_checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
+    """The kept checkpoints of a job, newest first."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.id.desc())
+    return list(session.scalars(query))
+
+
+def set_aside_checkpoint(session: Session, fence: Fence, id: int, reason: str) -> None:
+    """Forget a checkpoint that turned out bad, and say so in the history."""
+    add_event(session, fence, "checkpoint_rejected", {"id": id, "reason": reason})
+    session.execute(delete(Checkpoint).where(Checkpoint.job_id == fence.job_id, Checkpoint.id == id))
+
+
+def publish(session: Session, fence: Fence, artifacts: Iterable[NewArtifact]) -> None:
+    """Give a job its files; in the same transaction as its final status.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    _fenced_update(session, fence, {"version": Job.version + 1})
+    session.execute(delete(Artifact).where(Artifact.job_id == fence.job_id))
+    session.execute(
+        insert(Artifact),
+        [
+            {"job_id": fence.job_id, "name": a.name, "digest": a.digest, "size": a.size, "media_type": a.media_type,
+             "created_at": now()}
+            for a in artifacts
+        ],
+    )  # fmt: skip
+
+
+def _fenced_update(session: Session, fence: Fence, values: dict[str, Any]) -> None:
+    statement = update(Job).where(fence.holds()).values(values).returning(Job.id)
+    if session.scalar(statement.execution_options(synchronize_session=False)) is None:
+        raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")

@@ -1,0 +1,138 @@
+"""Every setting of the service, read from `DISTILLERY_*` environment variables."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(BaseSettings):
+    """Settings of API, worker and command line; `docs/settings.md` lists them all."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DISTILLERY_", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+    )
+
+    home: Path = Path(".distillery")
+    """Folder of database (SQLite), artifacts, checkpoints, logs, embedded broker. API and workers share it."""
+    data: Path = Path("data")
+    """Data directory: where training data is read, and downloaded to if allowed."""
+    allow_download: bool = True
+    """Whether torchvision may download a missing data set into the data directory."""
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL: `postgresql://…` or `sqlite:///…`. Left out: SQLite in `home`."""
+    broker_url: SecretStr | None = None
+    """Celery broker: `redis://…`. Left out: files in `home`."""
+    queue_prefix: str = Field(default="distillery", pattern=r"^[a-z][a-z0-9-]{0,60}$")
+    """Name of the broker's queues: deployments that share a broker need different ones."""
+
+    host: str = "127.0.0.1"
+    """Address the API binds to. Anything but loopback needs API keys or `allow_unauthenticated_bind`."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the API."""
+    api_processes: int = Field(default=1, ge=1, le=64)
+    """API server processes."""
+    api_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Owners and their API keys (16 characters or more), as JSON: `{"alice": "<key>"}`. Empty: no authentication."""
+    allow_unauthenticated_bind: bool = False
+    """Bind beyond loopback without API keys: only where something else keeps strangers out."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1024, le=2**30)
+    """Largest request body, in bytes."""
+    max_queued: int = Field(default=10_000, ge=1)
+    """Queued jobs beyond which submissions get 503."""
+    max_streams: int = Field(default=2_000, ge=1)
+    """Open event streams and waiting requests per API process; more get 503."""
+
+    lease_seconds: float = Field(default=30.0, ge=0.5, le=3600)
+    """A running job whose lease was not renewed for this long is taken back. At least six heartbeats."""
+    heartbeat_seconds: float = Field(default=5.0, ge=0.05, le=600)
+    """How often a worker renews its lease and says it is alive."""
+    stall_seconds: float = Field(default=600.0, ge=1, le=86_400)
+    """A running job without a step for this long is ended and tried again."""
+    reconcile_seconds: float = Field(default=2.0, ge=0.1, le=600)
+    """How often every API process and worker looks for lost jobs and unheard doorbells."""
+    poll_seconds: float = Field(default=0.2, ge=0.02, le=10)
+    """How often requests (cancel, pause) and changes for waiting clients are looked up."""
+    max_failures: int = Field(default=3, ge=1, le=100)
+    """Consecutive system failures without a newer checkpoint after which a job fails."""
+    retry_backoff_seconds: float = Field(default=2.0, ge=0, le=3600)
+    """Pause before the second try after a system failure; doubles each time. The first is at once."""
+    warm_spare: bool = True
+    """Keep one idle training process with torch imported, so that a job starts at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What this worker trains on; `auto` takes a GPU where torch sees one."""
+    drain_seconds: float = Field(default=10.0, ge=0.5, le=3600)
+    """How long a stopping worker lets training write its last checkpoint before it is killed."""
+    metric_points: int = Field(default=1_000, ge=10, le=1_000_000)
+    """Points kept per training series and stage, evenly thinned; epoch metrics are always kept."""
+    max_log_bytes: int = Field(default=1_048_576, ge=4096)
+    """What is kept of a training process's output per attempt, in bytes (the beginning and the end)."""
+
+    keep_checkpoints_days: float = Field(default=7.0, ge=0)
+    """Days that checkpoints of finished jobs stay; a retry after that starts anew."""
+    keep_artifacts_days: float | None = Field(default=None, ge=0)
+    """Days that artifacts of finished jobs stay; left out: until the job is deleted."""
+    disk_quota_bytes: int | None = Field(default=None, ge=2**20)
+    """Bytes that checkpoints and artifacts may take; the oldest finished jobs' are swept beyond. Left out: no limit."""
+    min_free_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Free bytes on the disk of `home` below which submissions get 507."""
+    sweep_seconds: float = Field(default=300.0, ge=0.1)
+    """How often retention is applied."""
+    sweep_grace_seconds: float = Field(default=3600.0, ge=0)
+    """Files younger than this are never swept, in seconds: an upload may be under way."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line that is written."""
+    log_format: Literal["json", "console"] = "json"
+    """Form of log lines on standard error."""
+
+    @field_validator("home", "data")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_enough(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for owner, key in keys.items():
+            if len(key.get_secret_value()) < 16:
+                raise ValueError(f"the key of {owner!r} is shorter than 16 characters")
+        return keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lease_seconds < 6 * self.heartbeat_seconds:
+            raise ValueError("lease_seconds must be at least six times heartbeat_seconds")
+        if self.host not in LOOPBACK and not self.api_keys and not self.allow_unauthenticated_bind:
+            raise ValueError(
+                f"host {self.host!r} is reachable from outside: set DISTILLERY_API_KEYS, "
+                "or DISTILLERY_ALLOW_UNAUTHENTICATED_BIND=true where something else keeps strangers out"
+            )
+        return self
+
+    @cached_property
+    def database(self) -> str:
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'distillery.db'}"
+
+    @cached_property
+    def broker(self) -> str | None:
+        """The broker's URL; None for the embedded one."""
+        return self.broker_url.get_secret_value() if self.broker_url is not None else None
+
+    @property
+    def blobs(self) -> Path:
+        return self.home / "blobs"
+
+    @property
+    def jobs(self) -> Path:
+        return self.home / "jobs"
+
+    @property
+    def broker_folder(self) -> Path:
+        return self.home / "broker"

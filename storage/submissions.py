@@ -1,0 +1,93 @@
+"""Accepting a job: the row, its labels, its idempotency key and its first event, in one transaction."""
+
+from typing import Any
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from storage.database import now
+from storage.errors import KeyReusedError, QueueFullError
+from storage.ids import new_id
+from storage.lifecycle import Status, insert_event
+from storage.tables import IdempotencyKey, Job, JobLabel
+
+
+def submit(
+    session: Session,
+    *,
+    owner: str,
+    spec: dict[str, Any],
+    spec_digest: str,
+    plan: dict[str, Any],
+    idempotency_key: str | None = None,
+    max_queued: int,
+) -> str:
+    """Store a job as queued; the id of the job, which is the earlier one where the key was used before.
+
+    Args:
+        spec: complete, as plain JSON values.
+        spec_digest: of that spec; an idempotency key belongs to one digest.
+
+    Raises:
+        KeyReusedError: the key was used for another spec.
+        QueueFullError: `max_queued` jobs wait already.
+    """
+    job_id = new_id("job")
+    if idempotency_key is not None:
+        earlier = _find_key(session, owner, idempotency_key, spec_digest)
+        if earlier is not None:
+            return earlier
+    queued = session.scalar(select(func.count()).select_from(Job).where(Job.status == Status.QUEUED)) or 0
+    if queued >= max_queued:
+        raise QueueFullError(f"{queued} jobs are queued already")
+    _insert_job(session, job_id, owner, spec, spec_digest, plan)
+    if idempotency_key is not None and not _take_key(session, owner, idempotency_key, job_id, spec_digest):
+        session.rollback()  # another request with this key committed meanwhile: its job is the one
+        earlier = _find_key(session, owner, idempotency_key, spec_digest)
+        if earlier is None:
+            raise QueueFullError("the job of this Idempotency-Key was just deleted; try again")
+        return earlier
+    return job_id
+
+
+def _find_key(session: Session, owner: str, key: str, spec_digest: str) -> str | None:
+    found = session.get(IdempotencyKey, (owner, key))
+    if found is not None and found.spec_digest != spec_digest:
+        raise KeyReusedError(found.job_id)
+    return found.job_id if found is not None else None
+
+
+def _take_key(session: Session, owner: str, key: str, job_id: str, spec_digest: str) -> bool:
+    """Insert the key unless it is there; on PostgreSQL this waits for a concurrent insert to end."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    values = {"owner": owner, "key": key, "job_id": job_id, "spec_digest": spec_digest}
+    statement = dialect.insert(IdempotencyKey).values(values).on_conflict_do_nothing().returning(IdempotencyKey.key)
+    return session.scalar(statement) is not None
+
+
+def _insert_job(
+    session: Session, job_id: str, owner: str, spec: dict[str, Any], spec_digest: str, plan: dict[str, Any]
+) -> None:
+    session.execute(
+        insert(Job).values(
+            id=job_id,
+            owner=owner,
+            name=spec["name"],
+            status=Status.QUEUED,
+            priority=spec["priority"],
+            device=spec["device"],
+            spec=spec,
+            spec_digest=spec_digest,
+            plan=plan,
+            created_at=now(),
+            updated_at=now(),
+            available_at=now(),
+            rung_at=now(),  # the submitter rings after its commit
+            last_event=1,
+        )
+    )
+    labels = [{"job_id": job_id, "key": key, "value": value} for key, value in spec["labels"].items()]
+    if labels:
+        session.execute(insert(JobLabel), labels)
+    insert_event(session, job_id, 1, 0, "submitted", {})

@@ -1,0 +1,99 @@
+"""What every test may use: settings and databases of both forms, embedded and deployed.
+
+PostgreSQL and Redis are used where they answer (`DISTILLERY_TEST_POSTGRES`, `DISTILLERY_TEST_REDIS`); where
+they don't, tests of the deployed form are skipped with the reason, or fail under `CI=true`.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from pydantic import SecretStr
+
+from storage import schema
+from storage.database import Database
+from storage.settings import Settings
+
+POSTGRES = os.environ.get("DISTILLERY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+REDIS = os.environ.get("DISTILLERY_TEST_REDIS", "redis://127.0.0.1:6379/0")
+
+for variable in [name for name in os.environ if name.startswith("DISTILLERY_") and "_TEST_" not in name]:
+    del os.environ[variable]  # a developer's own settings must not reach the tests
+
+
+def unreachable() -> str | None:
+    """Why the deployed form cannot be tested here; None where it can."""
+    try:
+        psycopg.connect(POSTGRES, connect_timeout=3).close()
+    except psycopg.OperationalError as error:
+        return f"PostgreSQL at DISTILLERY_TEST_POSTGRES does not answer: {error}"
+    try:
+        redis.Redis.from_url(REDIS, socket_timeout=3, socket_connect_timeout=3).ping()
+    except redis.RedisError as error:
+        return f"Redis at DISTILLERY_TEST_REDIS does not answer: {error}"
+    return None
+
+
+@pytest.fixture(scope="session")
+def servers() -> None:
+    """Needs PostgreSQL and Redis."""
+    reason = unreachable()
+    if reason is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def embedded(home: Path, **values: Any) -> Settings:
+    """Settings of the embedded form, quick enough for tests."""
+    return Settings(**{"home": home, "data": home / "data", "allow_download": False, "reconcile_seconds": 0.5} | values)
+
+
+def new_postgres() -> tuple[str, str]:
+    """A database of its own: its URL and its name."""
+    name = f"distillery_test_{secrets.token_hex(6)}"
+    with psycopg.connect(POSTGRES, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return POSTGRES.rsplit("/", 1)[0] + f"/{name}", name
+
+
+def drop_postgres(name: str) -> None:
+    with psycopg.connect(POSTGRES, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def drop_queues(prefix: str) -> None:
+    client = redis.Redis.from_url(REDIS, socket_timeout=3)
+    names = [prefix, f"{prefix}-cuda", *(f"_kombu.binding.{queue}" for queue in (prefix, f"{prefix}-cuda"))]
+    client.delete(*names)
+    client.close()
+
+
+@pytest.fixture(params=["embedded", "deployed"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of each form in turn, each with a database and queues of its own."""
+    if request.param == "embedded":
+        yield embedded(tmp_path)
+        return
+    request.getfixturevalue("servers")
+    url, name = new_postgres()
+    prefix = name.replace("_", "-")
+    try:
+        yield embedded(tmp_path, database_url=SecretStr(url), broker_url=SecretStr(REDIS), queue_prefix=prefix)
+    finally:
+        drop_postgres(name)
+        drop_queues(prefix)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """A migrated database of each form."""
+    database = Database(settings.database)
+    schema.ensure(database)
+    yield database
+    database.close()
