@@ -37,11 +37,11 @@ def gain(student_right: Tensor, baseline_right: Tensor, seed: int) -> dict[str, 
 def bootstrap_interval(better: int, worse: int, samples: int, seed: int) -> tuple[float, float]:
     """95% percentile interval of a paired difference in accuracy.
 
-    Resampling N pairs whose difference is −1, 0 or +1 draws their three counts from a multinomial,
+    Resampling N pairs whose difference is -1, 0 or +1 draws their three counts from a multinomial,
     so no sample is ever copied (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        better, worse: pairs with difference +1 and −1, of `samples`.
+        better, worse: pairs with difference +1 and -1, of `samples`.
     """
     shares = np.array([better, samples - better - worse, worse]) / samples
     counts = np.random.default_rng(seed).multinomial(samples, shares, size=RESAMPLES)

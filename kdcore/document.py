@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import yaml
 
 MAX_DEPTH = 40
+MAX_YAML = 256 * 1024
+"""Characters; PyYAML reads some 100 kB a second. JSON has no such limit."""
 
 
 class DocumentError(ValueError):
@@ -94,6 +96,8 @@ def read_document(text: str | bytes) -> Any:
             return read_json(text)
         except _NotJSONError:
             pass  # YAML's own braces, perhaps
+    if len(text) > MAX_YAML:
+        raise DocumentError(f"{len(text):,} characters are too many for YAML (at most {MAX_YAML:,}); write JSON")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -61,7 +61,7 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """ECE over `bins` bins of equal width: Σ share of the bin · |accuracy − mean confidence| (Guo et al. 2017).
+    """ECE over `bins` bins of equal width: Σ share of the bin · |accuracy - mean confidence| (Guo et al. 2017).
 
     The confidence is the largest probability; a bin holds its upper edge, not its lower one.
     """

@@ -170,7 +170,10 @@ def open_job(
     saved = checkpoint.load(resume, spec_digest=digest) if resume is not None else None
     if choices is None:
         choices = Choices.model_validate(saved["choices"]) if saved is not None else choose_here(spec)
-    apply(choices)
+    try:
+        apply(choices)
+    except RuntimeError as error:
+        raise TrainingError("no_device", str(error), "system") from error
     device = torch.device(choices.device)
     with data_errors():
         data = spec.data.load(data_root, download=download).to(device)

@@ -14,7 +14,7 @@ from kdcore.schema_walk import Place, field_names, tags, walk
 MAX_ERRORS = 100
 NOUNS = {"losses": "loss", "data": "data source"}
 FOLLOW_UPS = ("default_factory_not_called",)
-SHAPE_ERRORS = ("missing", "extra_forbidden", "model_type", "int_type", "float_type", "string_type")
+SHAPE_ERRORS = ("missing", "extra_forbidden", "model_type")
 PLAIN = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping",

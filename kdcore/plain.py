@@ -40,7 +40,7 @@ def plain_function(program: ExportedProgram) -> str:
 
 def _source(name: str) -> str:
     if name.startswith(NORMALISE):
-        return f"channel[{name.removeprefix(NORMALISE)!r}]"
+        return f'channel["{name.removeprefix(NORMALISE)}"]'
     return f'weights["{name.removeprefix(NETWORK)}"]'
 
 

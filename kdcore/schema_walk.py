@@ -28,7 +28,8 @@ class Place:
 
 def walk(model: type[BaseModel], raw: Loc) -> Place:
     """Follow a pydantic location through `model`."""
-    here, parents = [model], [model]
+    here: list[Any] = [model]
+    parents: list[Any] = [model]
     loc: list[str | int] = []
     branch: tuple[Loc, str] | None = None
     in_union = False

@@ -53,7 +53,7 @@ class Session:
             self._running = None
 
     def poll(self) -> None:
-        """Raise `Interrupted` if the job was asked to stop: at once, or after a checkpoint where it shall go on later."""
+        """Raise `Interrupted` if the job was asked to stop; after a checkpoint, where it shall go on later."""
         request = self._reporter.requested()
         if request is None:
             return

@@ -92,9 +92,9 @@ def remove(session: Session, job_id: str, owner: str) -> None:
         NotFoundError: no such job of this owner.
         ConflictError: the job has not ended.
     """
-    status = session.scalar(select(Job.status).where(Job.id == job_id, Job.owner == owner))
+    status = session.scalar(select(Job.status).where(Job.id == job_id, Job.owner == owner).with_for_update())
     if status is None:
         raise NotFoundError(f"there is no job {job_id}")
-    gone = session.execute(delete(Job).where(Job.id == job_id, Job.status.in_(TERMINAL))).rowcount  # type: ignore[attr-defined]
-    if not gone:
+    if status not in TERMINAL:
         raise ConflictError(f"a {status} job cannot be deleted; cancel it first")
+    session.execute(delete(Job).where(Job.id == job_id))

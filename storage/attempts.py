@@ -97,9 +97,13 @@ def fail(session: Session, fence: Fence, error: dict[str, Any]) -> None:
 def yield_job(session: Session, fence: Fence, reason: str) -> None:
     """Give a job up on purpose: `pause`, `cancel`, or `drain` (back to the queue, costing nothing).
 
+    A request that came meanwhile and outranks the reason is granted instead: it was acknowledged.
+
     Raises:
         StaleAttemptError: the attempt is no longer the job's.
     """
+    pending, _ = _lock(session, fence)
+    reason = max(reason, pending or reason, key=("drain", "pause", "cancel").index)
     change = {"pause": "paused", "cancel": "cancelled", "drain": "requeued"}[reason]
     _end(session, fence, change, data={"reason": reason})
 
@@ -113,19 +117,26 @@ def release(
     Raises:
         StaleAttemptError: the attempt is no longer the job's.
     """
-    job = session.execute(select(Job.request, Job.failures).where(fence.holds())).one_or_none()
-    if job is None:
-        raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")
-    if job.request is not None:
-        change = {"pause": "paused", "cancel": "cancelled"}[job.request]
-        return _end(session, fence, change, data={"reason": job.request, "error": error})
-    failures = job.failures + 1
+    pending, failures = _lock(session, fence)
+    if pending is not None:
+        change = {"pause": "paused", "cancel": "cancelled"}[pending]
+        return _end(session, fence, change, data={"reason": pending, "error": error})
+    failures += 1
     if failures >= max_failures:
         error = error | {"message": f"{error['message']} (attempt {failures} in a row without progress)"}
         return _end(session, fence, "failed", values={"error": error, "failures": failures}, data={"error": error})
     wait = backoff_seconds * 2 ** (failures - 2) if failures > 1 else 0.0
     values = {"failures": failures, "available_at": now() + wait}
     _end(session, fence, "requeued", values=values, data={"reason": "failure", "error": error, "wait_seconds": wait})
+
+
+def _lock(session: Session, fence: Fence) -> tuple[str | None, int]:
+    """The job's request and failures, its row locked so that no request slips in before the transaction ends."""
+    locked = select(Job.request, Job.failures).where(fence.holds()).with_for_update()
+    row = session.execute(locked).one_or_none()
+    if row is None:
+        raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")
+    return row.request, row.failures
 
 
 def _end(

@@ -1,5 +1,7 @@
 """The artifact store: immutable files under their digest, complete or absent."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -36,10 +38,12 @@ class BlobStore:
                 os.fsync(writer.fileno())
             final = self._path(f"sha256:{digest.hexdigest()}")
             final.parent.mkdir(exist_ok=True)
-            os.replace(temporary, final)
+            with self._locked(fcntl.LOCK_SH):
+                os.replace(temporary, final)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(final.parent)
+        for folder in (final.parent, self.root):  # the folder may be new itself
+            _sync_folder(folder)
         return f"sha256:{digest.hexdigest()}", size
 
     def path(self, digest: str, size: int) -> Path:
@@ -68,14 +72,19 @@ class BlobStore:
 
     def discard(self, path: Path, *, older_than_seconds: float) -> int:
         """Delete a file of the store if it is that old; the bytes that came free."""
-        try:
+        with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
             status = path.stat()
-            if time.time() - status.st_mtime < older_than_seconds:
-                return 0
-            path.unlink()
-        except FileNotFoundError:
-            return 0
-        return status.st_size
+            if time.time() - status.st_mtime >= older_than_seconds:
+                path.unlink()
+                return status.st_size
+        return 0
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Keeps a put from making a file young between a sweep's look at it and its deletion."""
+        with (self.root / ".lock").open("a") as file:
+            fcntl.flock(file, kind)
+            yield
 
     def temporary(self) -> Iterator[Path]:
         """Files of puts that never ended, or have not yet."""

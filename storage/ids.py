@@ -5,7 +5,7 @@ import secrets
 import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-JOB_ID = re.compile(r"^job_[0-9a-hjkmnp-tv-z]{26}$")
+JOB_ID = re.compile(r"^job_[0-9a-hjkmnp-tv-z]{26}\Z")
 
 
 def new_id(prefix: str) -> str:

@@ -171,26 +171,22 @@ def list_attempts(session: Session, job_id: str) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class Glance:
-    """What tells a watcher whether to look again."""
+    """What watchers of a job are told of."""
 
     status: str
     stage: str | None
     request: str | None
+    attempt: int
     version: int
     last_event: int
+    progress: dict[str, Any] | None
+    updated_at: float
 
 
 def glance(session: Session, job_ids: Iterable[str]) -> dict[str, Glance]:
     """The current state of several jobs at once; deleted ones are absent."""
-    columns = (Job.id, Job.status, Job.stage, Job.request, Job.version, Job.last_event)
+    columns = (
+        Job.id, Job.status, Job.stage, Job.request, Job.attempt, Job.version, Job.last_event, Job.progress, Job.updated_at,
+    )  # fmt: skip
     rows = session.execute(select(*columns).where(Job.id.in_(list(job_ids))))
     return {row.id: Glance(*row[1:]) for row in rows}
-
-
-def queue_figures(session: Session) -> dict[str, Any]:
-    """Figures for monitoring: jobs by status, age of the oldest queued job in seconds, training speed now."""
-    counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
-    oldest = session.scalar(select(now() - func.min(Job.available_at)).where(Job.status == Status.QUEUED))
-    running = session.scalars(select(Job.progress).where(Job.status == Status.RUNNING))
-    speed = sum(float((progress or {}).get("samples_per_second") or 0) for progress in running)
-    return {"jobs": counts, "oldest_queued_seconds": max(oldest or 0.0, 0.0), "samples_per_second": speed}

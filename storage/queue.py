@@ -65,11 +65,15 @@ def _embedded(settings: Settings) -> dict[str, Any]:
 
 def _redis(url: str, sender: bool) -> dict[str, Any]:
     seconds = 0.3 if sender else 30.0
+    options: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    if sender:
+        options["max_retries"] = 0  # of the connection; sending has its own policy
     return {
         "broker_url": url,
+        "broker_pool_limit": 40 if sender else 10,  # threads that ring a frozen broker do not queue up behind it
         "task_acks_late": False,
         "worker_disable_prefetch": True,
-        "broker_transport_options": {"socket_timeout": seconds, "socket_connect_timeout": seconds},
+        "broker_transport_options": options,
     }
 
 

@@ -5,7 +5,7 @@ Safe in any number of processes at once: every change is a compare-and-set.
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, case, func, select, update
 
 from storage import workers
 from storage.attempts import release
@@ -34,8 +34,7 @@ class Reconciled:
 def reconcile(database: Database, doorbell: Doorbell, settings: Settings) -> Reconciled:
     """One pass: expired leases, then doorbells, then rows of workers long silent."""
     done = Reconciled(taken_back=_take_back(database, settings))
-    for device in _ring_for(database, settings):
-        done.rung += doorbell.ring(device)
+    done.rung = _ring(database, doorbell, settings)
     with database.write() as session:
         workers.forget_silent(session, after_seconds=20 * settings.lease_seconds)
     return done
@@ -65,33 +64,37 @@ def _take_back(database: Database, settings: Settings) -> list[Fence]:
     return taken
 
 
-def _ring_for(database: Database, settings: Settings) -> list[str]:
-    """Devices to ring for: one entry for each queued job whose last ring was long enough ago.
+def _ring(database: Database, doorbell: Doorbell, settings: Settings) -> int:
+    """Ring for queued jobs whose last ring was long enough ago; how often it rang.
 
-    Only while a worker is idle: a busy one looks for the next job itself when it is done.
+    Only for what an idle worker takes (a busy one looks for the next job itself when it is done), and only
+    while the broker answers and holds few messages: no flood, and an absent broker costs no job its turn.
     """
+    due = select(Job.id, Job.device).where(_is_due(settings)).order_by(Job.priority.desc(), Job.id).limit(MOST_RINGS)
+    with database.read() as session:
+        there = workers.present(session, settings.lease_seconds)
+        devices = {device for w in there if w.status == "idle" for device in workers.serves(w.device)}
+        jobs = session.execute(due.where(Job.device.in_(devices))).all() if devices else []
+    waiting = {device: doorbell.waiting(device) for device in {job.device for job in jobs}}
+    rung = 0
+    for job in jobs:
+        before = waiting[job.device]
+        if before is not None and before < MOST_RINGS and _mark(database, job.id, settings):
+            rung += doorbell.ring(job.device)
+    return rung
+
+
+def _is_due(settings: Settings) -> ColumnElement[bool]:
     silence = func.coalesce(now() - Job.rung_at, LONGEST_SILENCE * 2)
     backoff = settings.reconcile_seconds * (1 + Job.rings * Job.rings)
-    due = (
-        select(Job.id, Job.device, Job.rings)
-        .where(Job.status == Status.QUEUED, Job.available_at <= now())
-        .where((silence > backoff) | (silence > LONGEST_SILENCE))
-        .order_by(Job.priority.desc(), Job.id)
-        .limit(MOST_RINGS)
-    )
-    with database.read() as session:
-        if not any(w.status == "idle" for w in workers.present(session, settings.lease_seconds)):
-            return []
-        jobs = session.execute(due).all()
-    devices = []
-    for job in jobs:
-        with database.write() as session:
-            rung = session.scalar(
-                update(Job)
-                .where(Job.id == job.id, Job.status == Status.QUEUED, Job.rings == job.rings)
-                .values(rung_at=now(), rings=min(job.rings + 1, MOST_RINGS_COUNTED))
-                .returning(Job.id)
-            )
-        if rung is not None:
-            devices.append(job.device)
-    return devices
+    waits = (Job.status == Status.QUEUED) & (Job.available_at <= now())
+    return waits & ((silence > backoff) | (silence > LONGEST_SILENCE))
+
+
+def _mark(database: Database, job_id: str, settings: Settings) -> bool:
+    """Note the ring before it is made, so that of several reconcilers one rings."""
+    rings = case((Job.rings < MOST_RINGS_COUNTED, Job.rings + 1), else_=Job.rings)
+    statement = update(Job).where(Job.id == job_id, _is_due(settings)).values(rung_at=now(), rings=rings)
+    with database.write() as session:
+        marked = session.scalar(statement.returning(Job.id).execution_options(synchronize_session=False))
+    return marked is not None

@@ -1,5 +1,6 @@
 """What a running attempt writes down: progress, metrics, checkpoints, artifacts. Every write is fenced."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, delete, func, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage.database import now
+from storage.database import insert_into, now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, add_event
 from storage.tables import Artifact, Checkpoint, Job, Metric
@@ -64,9 +65,16 @@ def report(
         {"job_id": fence.job_id, "attempt": fence.attempt, "stage": p.stage, "name": p.name, "step": p.step,
          "value": p.value}
         for p in points
+        if math.isfinite(p.value)  # neither SQLite nor JSON has a NaN: the series has a gap there
     ]  # fmt: skip
     if rows:
-        session.execute(insert(Metric), rows)
+        # A checkpoint may lie between a step and what was reported of it: then the point comes again.
+        upsert = insert_into(session, Metric)
+        upsert = upsert.on_conflict_do_update(
+            index_elements=[Metric.job_id, Metric.stage, Metric.name, Metric.step],
+            set_={"value": upsert.excluded.value, "attempt": upsert.excluded.attempt},
+        )
+        session.execute(upsert, rows)
 
 
 def store_choices(session: Session, fence: Fence, choices: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +115,8 @@ def record_checkpoint(
     """Make a complete checkpoint file the one to resume from.
 
     Returns:
-        Paths of older checkpoints that no row names any more: the caller may delete the files.
+        Paths of older checkpoints that no row names any more: once this is committed, the caller may delete
+        the files.
 
     Raises:
         StaleAttemptError: the attempt is no longer the job's.
@@ -122,7 +131,9 @@ def record_checkpoint(
     )  # fmt: skip
     add_event(session, fence, "checkpoint", {"id": newest + 1, "stage": stage, "epoch": epoch, "step": step})
     old = Checkpoint.job_id == fence.job_id, Checkpoint.id <= newest + 1 - KEPT_CHECKPOINTS
-    return list(session.scalars(delete(Checkpoint).where(*old).returning(Checkpoint.path)))
+    dropped = set(session.scalars(delete(Checkpoint).where(*old).returning(Checkpoint.path)))
+    # A report that was sent again, its first answer lost, names the same file twice.
+    return sorted(dropped - {kept.path for kept in last_checkpoints(session, fence.job_id)})
 
 
 def last_checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
@@ -145,14 +156,13 @@ def publish(session: Session, fence: Fence, artifacts: Iterable[NewArtifact]) ->
     """
     _fenced_update(session, fence, {"version": Job.version + 1})
     session.execute(delete(Artifact).where(Artifact.job_id == fence.job_id))
-    session.execute(
-        insert(Artifact),
-        [
-            {"job_id": fence.job_id, "name": a.name, "digest": a.digest, "size": a.size, "media_type": a.media_type,
-             "created_at": now()}
-            for a in artifacts
-        ],
-    )  # fmt: skip
+    rows = [
+        {"job_id": fence.job_id, "name": a.name, "digest": a.digest, "size": a.size, "media_type": a.media_type,
+         "created_at": now()}
+        for a in artifacts
+    ]  # fmt: skip
+    if rows:
+        session.execute(insert(Artifact), rows)
 
 
 def _fenced_update(session: Session, fence: Fence, values: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """What is swept: checkpoints and artifacts past their time or over the quota, and files that no row names."""
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from storage.blobs import BlobStore
@@ -30,18 +32,29 @@ def sweep(database: Database, settings: Settings) -> Swept:
     """Apply retention once. Rows go first and files after: what a row names is always there."""
     done = Swept()
     with database.write() as session:
-        done.checkpoints += _expire(session, Checkpoint, settings.keep_checkpoints_days)
+        done.checkpoints = _expire(session, Checkpoint, settings.keep_checkpoints_days)
         if settings.keep_artifacts_days is not None:
-            done.artifacts += _expire(session, Artifact, settings.keep_artifacts_days)
-        if settings.disk_quota_bytes is not None:
-            _enforce_quota(session, settings.disk_quota_bytes, done)
-    done.bytes += _sweep_blobs(database, settings) + _sweep_folders(database, settings)
+            done.artifacts = _expire(session, Artifact, settings.keep_artifacts_days)
+    if settings.disk_quota_bytes is not None:
+        _enforce_quota(database, settings.disk_quota_bytes, done)
+    done.bytes = _sweep_blobs(database, settings) + _sweep_folders(database, settings)
     return done
 
 
 def _expire(session: Session, table: type[Checkpoint] | type[Artifact], days: float) -> int:
-    old = select(Job.id).where(Job.status.in_(TERMINAL), Job.finished_at < now() - days * DAY)
+    old = _giving(session, table).where(Job.finished_at < now() - days * DAY)
     return len(session.scalars(delete(table).where(table.job_id.in_(old)).returning(table.job_id)).all())
+
+
+def _giving(session: Session, table: type[Checkpoint] | type[Artifact]) -> Select[Any]:
+    """Ids of the jobs whose checkpoints or artifacts may go: they ended, and no other job needs their teacher."""
+    ended = select(Job.id).where(Job.status.in_(TERMINAL))
+    if table is Checkpoint:
+        return ended
+    teachers = session.scalars(select(Job.spec["teachers"]).where(Job.status.not_in(TERMINAL)))
+    weights = [teacher.get("weights") or {} for some in teachers for teacher in some or []]
+    needed = {source["job"] for source in weights if "job" in source}
+    return ended.where(Job.id.not_in(needed)) if needed else ended
 
 
 def used_bytes(session: Session) -> int:
@@ -51,18 +64,21 @@ def used_bytes(session: Session) -> int:
     return int(checkpoints) + int(session.scalar(select(func.coalesce(func.sum(unique.c.size), 0))) or 0)
 
 
-def _enforce_quota(session: Session, quota: int, done: Swept) -> None:
-    """Finished jobs give up their checkpoints, oldest first, then their artifacts, until it fits."""
+def _enforce_quota(database: Database, quota: int, done: Swept) -> None:
+    """Finished jobs give up their checkpoints, oldest first, then their artifacts, until it fits.
+
+    One short transaction per job: submissions and heartbeats come between.
+    """
     for table in (Checkpoint, Artifact):
-        holders = (
-            select(Job.id)
-            .where(Job.status.in_(TERMINAL), select(table.job_id).where(table.job_id == Job.id).exists())
-            .order_by(Job.finished_at)
-        )
-        for job_id in session.scalars(holders).all():
-            if used_bytes(session) <= quota:
-                return
-            gone = len(session.scalars(delete(table).where(table.job_id == job_id).returning(table.job_id)).all())
+        while True:
+            with database.write() as session:
+                if used_bytes(session) <= quota:
+                    return
+                holders = _giving(session, table).where(select(table.job_id).where(table.job_id == Job.id).exists())
+                oldest = session.scalar(holders.order_by(Job.finished_at, Job.id).limit(1))
+                if oldest is None:
+                    break
+                gone = len(session.scalars(delete(table).where(table.job_id == oldest).returning(table.job_id)).all())
             if table is Checkpoint:
                 done.checkpoints += gone
             else:
@@ -83,38 +99,42 @@ def _sweep_blobs(database: Database, settings: Settings) -> int:
 def _sweep_folders(database: Database, settings: Settings) -> int:
     """Folders of deleted jobs whole; of ended attempts, the files that no row names.
 
-    A running attempt's folder is left alone: its files come before their rows.
+    A running or coming attempt's folder is left alone: its files come before their rows.
     """
-    if not settings.jobs.is_dir():
-        return 0
     freed = 0
-    for folder in sorted(settings.jobs.iterdir()):
+    for folder in sorted(path for path in settings.jobs.glob("*") if path.is_dir()):
         with database.read() as session:
             job = session.execute(select(Job.status, Job.attempt).where(Job.id == folder.name)).one_or_none()
             named = set(session.scalars(select(Checkpoint.path).where(Checkpoint.job_id == folder.name)))
         if job is None:
-            if not _is_young(folder, settings):
-                freed += _size(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+            freed += _remove_folder(folder, settings)
             continue
-        for attempt in folder.glob("attempt-*"):
-            if job.status != Status.RUNNING or attempt.name != f"attempt-{job.attempt}":
-                freed += _sweep_attempt(attempt, named, settings)
+        ended = job.attempt - (job.status == Status.RUNNING)
+        for number in range(1, ended + 1):
+            attempt = folder / f"attempt-{number}"
+            for path in [*attempt.glob("checkpoints/*"), *attempt.glob("out/*")]:
+                if str(path.relative_to(settings.home)) not in named:
+                    freed += _remove_file(path, settings)
     return freed
 
 
-def _sweep_attempt(folder: Path, named: set[str], settings: Settings) -> int:
-    freed = 0
-    for path in [*folder.glob("checkpoints/*"), *folder.glob("out/*")]:
-        if path.is_file() and str(path.relative_to(settings.home)) not in named and not _is_young(path, settings):
-            freed += path.stat().st_size
-            path.unlink(missing_ok=True)
-    return freed
+def _remove_folder(folder: Path, settings: Settings) -> int:
+    with contextlib.suppress(FileNotFoundError):  # another sweep may be at it
+        if not _is_young(folder, settings):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder, ignore_errors=True)
+            return size
+    return 0
+
+
+def _remove_file(path: Path, settings: Settings) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_file() and not _is_young(path, settings):
+            size = path.stat().st_size
+            path.unlink()
+            return size
+    return 0
 
 
 def _is_young(path: Path, settings: Settings) -> bool:
     return time.time() - path.stat().st_mtime < settings.sweep_grace_seconds
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

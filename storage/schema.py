@@ -6,6 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import inspect
 
 from storage.database import Database
@@ -22,8 +23,18 @@ def alembic_config(database: Database) -> Config:
 
 
 def migrate(database: Database, revision: str = "head") -> None:
-    """Bring the schema to `revision`; on an empty database this creates it."""
-    command.upgrade(alembic_config(database), revision)
+    """Bring the schema to `revision`; on an empty database this creates it.
+
+    Raises:
+        SchemaError: it is at a revision that this version does not know.
+    """
+    try:
+        command.upgrade(alembic_config(database), revision)
+    except CommandError as error:
+        raise SchemaError(
+            f"the database's schema cannot be brought to {revision} by this version ({error}): "
+            "start the version that the database belongs to"
+        ) from error
 
 
 def downgrade(database: Database, revision: str) -> None:
@@ -47,15 +58,38 @@ def ensure(database: Database) -> None:
     """Create the schema of an empty database, or check that it is this version's.
 
     Raises:
-        SchemaError: says what is there, what is needed, and the command that mends it.
+        SchemaError: says what is there, what is needed, and what mends it.
     """
-    found, needed = current(database), head()
-    if found == needed:
-        return
-    if found is None and not set(inspect(database.engine).get_table_names()) - {"alembic_version"}:
+    if current(database) is None and not _tables(database):
         migrate(database)
+    found = current(database)  # looked up again: another process may have migrated meanwhile
+    if found == head():
         return
+    _refuse_strangers(database)
     raise SchemaError(
-        f"the database's schema is at revision {found or 'none'}, this version needs {needed}: "
-        "run `distillery migrate` (after a backup), or start the version that the database belongs to"
+        f"the database's schema is at revision {found}, this version needs {head()}: "
+        "run `distillery migrate` (after a backup)"
     )
+
+
+def _refuse_strangers(database: Database) -> None:
+    """A schema that this version cannot migrate: a later version's, or of another program."""
+    tables, found = _tables(database), current(database)  # in this order: another process may be migrating
+    if tables and found is None:
+        raise SchemaError(
+            f"the database holds tables that are not Distillery's ({', '.join(sorted(tables)[:3])}): "
+            "give it a database of its own"
+        )
+    if found is not None and found not in _known():
+        raise SchemaError(
+            f"the database's schema is at revision {found}, which this version (at {head()}) does not know: "
+            "start the version that the database belongs to"
+        )
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
+
+
+def _tables(database: Database) -> set[str]:
+    return set(inspect(database.engine).get_table_names()) - {"alembic_version"}

@@ -1,5 +1,6 @@
 """Every setting of the service, read from `DISTILLERY_*` environment variables."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
@@ -14,7 +15,12 @@ class Settings(BaseSettings):
     """Settings of API, worker and command line; `docs/settings.md` lists them all."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DISTILLERY_", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+        env_prefix="DISTILLERY_",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # it may be a key or hold a password
     )
 
     home: Path = Path(".distillery")
@@ -99,13 +105,33 @@ class Settings(BaseSettings):
     @classmethod
     def _long_enough(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for owner, key in keys.items():
+            if not 1 <= len(owner) <= 100:
+                raise ValueError("an owner's name has 1 to 100 characters")
             if len(key.get_secret_value()) < 16:
                 raise ValueError(f"the key of {owner!r} is shorter than 16 characters")
+        if len({key.get_secret_value() for key in keys.values()}) < len(keys):
+            raise ValueError("two owners have the same key")
         return keys
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.match(
+            r"(postgresql(\+psycopg)?://|sqlite:///(?!:memory:).)", url.get_secret_value()
+        ):
+            raise ValueError("only postgresql://… and sqlite:///<file> are supported")
+        return url
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.match(r"rediss?://", url.get_secret_value()):
+            raise ValueError("only redis://… and rediss://… are supported; without a broker, files in `home` are used")
+        return url
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.lease_seconds < 6 * self.heartbeat_seconds:
+        if self.lease_seconds < 6 * self.heartbeat_seconds - 1e-9:  # 6 * 0.1 is more than 0.6
             raise ValueError("lease_seconds must be at least six times heartbeat_seconds")
         if self.host not in LOOPBACK and not self.api_keys and not self.allow_unauthenticated_bind:
             raise ValueError(

@@ -3,10 +3,9 @@
 from typing import Any
 
 from sqlalchemy import func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from storage.database import now
+from storage.database import insert_into, now
 from storage.errors import KeyReusedError, QueueFullError
 from storage.ids import new_id
 from storage.lifecycle import Status, insert_event
@@ -35,23 +34,29 @@ def submit(
     """
     job_id = new_id("job")
     if idempotency_key is not None:
-        earlier = _find_key(session, owner, idempotency_key, spec_digest)
+        earlier = find_key(session, owner, idempotency_key, spec_digest)
         if earlier is not None:
             return earlier
     queued = session.scalar(select(func.count()).select_from(Job).where(Job.status == Status.QUEUED)) or 0
     if queued >= max_queued:
         raise QueueFullError(f"{queued} jobs are queued already")
-    _insert_job(session, job_id, owner, spec, spec_digest, plan)
-    if idempotency_key is not None and not _take_key(session, owner, idempotency_key, job_id, spec_digest):
-        session.rollback()  # another request with this key committed meanwhile: its job is the one
-        earlier = _find_key(session, owner, idempotency_key, spec_digest)
-        if earlier is None:
-            raise QueueFullError("the job of this Idempotency-Key was just deleted; try again")
-        return earlier
-    return job_id
+    with session.begin_nested() as savepoint:
+        _insert_job(session, job_id, owner, spec, spec_digest, plan)
+        if idempotency_key is None or _take_key(session, owner, idempotency_key, job_id, spec_digest):
+            return job_id
+        savepoint.rollback()  # another request with this key committed meanwhile: its job is the one
+    earlier = find_key(session, owner, idempotency_key, spec_digest)
+    if earlier is None:
+        raise QueueFullError("the job of this Idempotency-Key was just deleted; try again")
+    return earlier
 
 
-def _find_key(session: Session, owner: str, key: str, spec_digest: str) -> str | None:
+def find_key(session: Session, owner: str, key: str, spec_digest: str) -> str | None:
+    """The job that was submitted with this key, or None.
+
+    Raises:
+        KeyReusedError: the key was used for another spec.
+    """
     found = session.get(IdempotencyKey, (owner, key))
     if found is not None and found.spec_digest != spec_digest:
         raise KeyReusedError(found.job_id)
@@ -60,10 +65,9 @@ def _find_key(session: Session, owner: str, key: str, spec_digest: str) -> str |
 
 def _take_key(session: Session, owner: str, key: str, job_id: str, spec_digest: str) -> bool:
     """Insert the key unless it is there; on PostgreSQL this waits for a concurrent insert to end."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     values = {"owner": owner, "key": key, "job_id": job_id, "spec_digest": spec_digest}
-    statement = dialect.insert(IdempotencyKey).values(values).on_conflict_do_nothing().returning(IdempotencyKey.key)
-    return session.scalar(statement) is not None
+    taken = insert_into(session, IdempotencyKey).values(values).on_conflict_do_nothing()
+    return session.scalar(taken.returning(IdempotencyKey.key)) is not None
 
 
 def _insert_job(

@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
-from storage.tables import Worker
+from storage.lifecycle import Status
+from storage.tables import Job, Worker
+
+
+def serves(device: str) -> tuple[str, ...]:
+    """Which jobs' devices a worker with `device` takes: one with a GPU takes the jobs for a CPU as well."""
+    return ("auto", "cpu", "cuda") if device == "cuda" else ("auto", "cpu")
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,8 @@ class WorkerCard:
 
     @property
     def serves(self) -> tuple[str, ...]:
-        """Which jobs' devices it takes: a worker with a GPU takes the jobs for a CPU as well."""
-        return ("auto", "cpu", "cuda") if self.device == "cuda" else ("auto", "cpu")
+        """Which jobs' devices it takes."""
+        return serves(self.device)
 
 
 def register(session: Session, card: WorkerCard) -> None:
@@ -32,9 +38,15 @@ def register(session: Session, card: WorkerCard) -> None:
 
 
 def beat(session: Session, card: WorkerCard) -> None:
-    """Say that the worker is alive; a row that was swept meanwhile comes back."""
-    statement = update(Worker).where(Worker.id == card.id).values(heartbeat_at=now()).returning(Worker.id)
-    if session.scalar(statement) is None:
+    """Say that the worker is alive; a row that was swept meanwhile comes back.
+
+    What it does is read from the jobs: a status that could not be written, or was its dead child's, is mended.
+    """
+    held = select(Job.id).where(Job.worker_id == card.id, Job.status == Status.RUNNING).limit(1).scalar_subquery()
+    status = case((Worker.status == "draining", "draining"), (held.is_not(None), "busy"), else_="idle")
+    values = {"heartbeat_at": now(), "status": status, "job_id": held}
+    statement = update(Worker).where(Worker.id == card.id).values(values).returning(Worker.id)
+    if session.scalar(statement.execution_options(synchronize_session=False)) is None:
         register(session, card)
 
 

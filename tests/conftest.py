@@ -62,6 +62,44 @@ def new_postgres() -> tuple[str, str]:
     return POSTGRES.rsplit("/", 1)[0] + f"/{name}", name
 
 
+@pytest.fixture
+def empty_postgres(servers: None) -> Iterator[str]:
+    """URL of a PostgreSQL database without any table."""
+    url, name = new_postgres()
+    yield url
+    drop_postgres(name)
+
+
+@pytest.fixture(scope="session")
+def migrated(servers: None) -> Iterator[list[tuple[str, str]]]:
+    """Migrated PostgreSQL databases that no test uses: making and dropping one per test takes a second or more."""
+    free: list[tuple[str, str]] = []
+    yield free
+    for _, name in free:
+        drop_postgres(name)
+
+
+def take_postgres(free: list[tuple[str, str]]) -> tuple[str, str]:
+    """URL and name of a migrated database without rows."""
+    if free:
+        return free.pop()
+    url, name = new_postgres()
+    database = Database(url)
+    schema.ensure(database)
+    database.close()
+    return url, name
+
+
+def give_back_postgres(free: list[tuple[str, str]], url: str, name: str) -> None:
+    """Empty the database for the next test; whoever is still connected is thrown out."""
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(others, (name,))
+        connection.execute("DELETE FROM jobs")  # and by cascade what belongs to them
+        connection.execute("DELETE FROM workers")
+    free.append((url, name))
+
+
 def drop_postgres(name: str) -> None:
     with psycopg.connect(POSTGRES, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
@@ -69,24 +107,24 @@ def drop_postgres(name: str) -> None:
 
 def drop_queues(prefix: str) -> None:
     client = redis.Redis.from_url(REDIS, socket_timeout=3)
-    names = [prefix, f"{prefix}-cuda", *(f"_kombu.binding.{queue}" for queue in (prefix, f"{prefix}-cuda"))]
-    client.delete(*names)
+    for queue in (prefix, f"{prefix}-cuda"):
+        client.delete(queue, f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}")
     client.close()
 
 
 @pytest.fixture(params=["embedded", "deployed"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
-    """Settings of each form in turn, each with a database and queues of its own."""
+    """Settings of each form in turn, each with a database without rows and queues of its own."""
     if request.param == "embedded":
         yield embedded(tmp_path)
         return
-    request.getfixturevalue("servers")
-    url, name = new_postgres()
-    prefix = name.replace("_", "-")
+    free = request.getfixturevalue("migrated")
+    url, name = take_postgres(free)
+    prefix = f"distillery-test-{secrets.token_hex(6)}"
     try:
         yield embedded(tmp_path, database_url=SecretStr(url), broker_url=SecretStr(REDIS), queue_prefix=prefix)
     finally:
-        drop_postgres(name)
+        give_back_postgres(free, url, name)
         drop_queues(prefix)
 
 

@@ -4,13 +4,16 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from kdcore.config import Config
+
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DataError(ValueError):
@@ -89,17 +92,10 @@ class BaseDataConfig(Config):
     source: ClassVar[str]
 
     type: Any
-    validation: int | float = Field(default=0.1, gt=0, le=100_000_000)
+    validation: Count | Fraction = 0.1
     """Held out of the training samples to pick the best epoch: a count, or a fraction below 1."""
-    train_samples: int | None = Field(default=None, ge=1)
+    train_samples: Count | None = None
     """Train on this many samples only, drawn once, the same for every seed; none: all."""
-
-    @field_validator("validation")
-    @classmethod
-    def _whole_or_fraction(cls, value: int | float) -> int | float:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError("a fraction must be below 1, a count a whole number without a point")
-        return value
 
     def facts(self) -> DataFacts:
         """What the plan needs, with no data read.

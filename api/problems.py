@@ -1,0 +1,204 @@
+"""Errors as RFC 9457 problem documents: one tree, one table, one form."""
+
+import json
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from kdcore.config import SpecError
+from kdcore.document import DocumentError
+from storage.errors import BlobError, ConflictError, KeyReusedError, NotFoundError, QueueFullError
+
+MEDIA_TYPE = "application/problem+json"
+Loc = tuple[str | int, ...]
+DISK_FULL = ("disk is full", "no space left", "could not extend file")
+
+
+class ProblemError(Exception):
+    """What the API refuses by itself.
+
+    ProblemError
+    ├── MalformedError        400 the body or a header cannot be read
+    ├── UnauthorizedError     401 no key, or none of ours
+    ├── ForbiddenError        403 a browser's page of another origin
+    ├── BodyTooLargeError     413
+    ├── ContentTypeError      415 neither JSON nor YAML
+    ├── RangeError            416 no such bytes
+    ├── InvalidError          422 a parameter means nothing here
+    ├── TooManyStreamsError   503 too many open streams and waits
+    ├── NotReadyError         503 a part of the service is away
+    └── DiskFullError         507 too little free disk
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self, detail: str, *, headers: Mapping[str, str] | None = None, errors: Iterable[tuple[Loc, str]] = ()
+    ) -> None:
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.errors = list(errors)
+        super().__init__(detail)
+
+
+class MalformedError(ProblemError):
+    status, code = 400, "malformed"
+
+
+class UnauthorizedError(ProblemError):
+    status, code = 401, "unauthorized"
+
+
+class ForbiddenError(ProblemError):
+    status, code = 403, "forbidden"
+
+
+class BodyTooLargeError(ProblemError):
+    status, code = 413, "body_too_large"
+
+
+class ContentTypeError(ProblemError):
+    status, code = 415, "unsupported_media_type"
+
+
+class RangeError(ProblemError):
+    status, code = 416, "range_not_satisfiable"
+
+
+class InvalidError(ProblemError):
+    status, code = 422, "invalid_parameter"
+
+
+class TooManyStreamsError(ProblemError):
+    status, code = 503, "too_many_streams"
+
+
+class NotReadyError(ProblemError):
+    status, code = 503, "not_ready"
+
+
+class DiskFullError(ProblemError):
+    status, code = 507, "insufficient_storage"
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Iterable[tuple[Loc, str]] = (),
+) -> Response:
+    """The response that says what went wrong."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _title(status),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request.scope.get("request_id"),
+    }
+    listed = [{"loc": list(loc), "message": message} for loc, message in errors]
+    if listed:
+        content["errors"] = listed
+    # ASCII: a detail may quote what the client sent, and not all of that is valid Unicode.
+    return Response(json.dumps(content), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def internal_problem(request: Request) -> Response:
+    """A 500 that says nothing but where to look."""
+    return problem(request, 500, "internal", "something went wrong here; the log has it under this request_id")
+
+
+async def _on_problem(request: Request, error: ProblemError) -> Response:
+    return problem(request, error.status, error.code, error.detail, headers=error.headers, errors=error.errors)
+
+
+async def _on_http(request: Request, error: HTTPException) -> Response:
+    codes = {404: "not_found", 405: "method_not_allowed", 400: "malformed"}
+    details = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
+    detail = details.get(error.status_code, error.detail)
+    return problem(request, error.status_code, codes.get(error.status_code, "error"), detail, headers=error.headers)
+
+
+async def _on_validation(request: Request, error: RequestValidationError) -> Response:
+    errors = [(tuple(fault["loc"]), fault["msg"].replace("Input should", "must")) for fault in error.errors()]
+    detail = "; ".join(f"{loc[-1]}: {message}" for loc, message in errors)
+    return problem(request, 422, "invalid_parameter", detail, errors=errors)
+
+
+async def _on_spec(request: Request, error: SpecError) -> Response:
+    return problem(request, 422, "invalid_spec", str(error), errors=error.errors)
+
+
+async def _on_document(request: Request, error: DocumentError) -> Response:
+    return problem(request, 400, "malformed", f"the body cannot be read: {error}")
+
+
+async def _on_not_found(request: Request, error: NotFoundError) -> Response:
+    return problem(request, 404, "not_found", str(error))
+
+
+async def _on_conflict(request: Request, error: ConflictError) -> Response:
+    return problem(request, 409, "conflict", str(error))
+
+
+async def _on_reused_key(request: Request, error: KeyReusedError) -> Response:
+    return problem(request, 422, "idempotency_key_reused", str(error))
+
+
+async def _on_full_queue(request: Request, error: QueueFullError) -> Response:
+    return problem(request, 503, "queue_full", f"{error}; try again later", headers={"Retry-After": "30"})
+
+
+async def _on_lost_blob(request: Request, error: BlobError) -> Response:
+    return problem(request, 500, "artifact_damaged", str(error))
+
+
+async def _on_database(request: Request, error: DBAPIError | PoolTimeoutError) -> Response:
+    reason = str(getattr(error, "orig", None) or "").lower()
+    if any(words in reason for words in DISK_FULL):
+        return problem(request, 507, "insufficient_storage", "the database's disk is full; nothing was stored")
+    away = isinstance(error, (OperationalError, PoolTimeoutError)) or error.connection_invalidated
+    if not away:
+        raise error
+    detail = "the database does not answer; nothing was lost, try again"
+    return problem(request, 503, "database_unavailable", detail, headers={"Retry-After": "5"})
+
+
+HANDLERS: dict[type[Exception], Any] = {
+    ProblemError: _on_problem,
+    HTTPException: _on_http,
+    RequestValidationError: _on_validation,
+    SpecError: _on_spec,
+    DocumentError: _on_document,
+    NotFoundError: _on_not_found,
+    ConflictError: _on_conflict,
+    KeyReusedError: _on_reused_key,
+    QueueFullError: _on_full_queue,
+    BlobError: _on_lost_blob,
+    DBAPIError: _on_database,
+    PoolTimeoutError: _on_database,
+}
+"""exception: how it is said. What is not here is a bug, and becomes a 500 that says nothing."""
+
+
+def install(app: FastAPI) -> None:
+    for error, handler in HANDLERS.items():
+        app.add_exception_handler(error, handler)

@@ -1,0 +1,71 @@
+"""What the routes share: settings, database, doorbell, watcher, artifacts; and the dependencies that hand them out."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Path, Request
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
+
+from api.problems import InvalidError
+from api.watch import Watcher
+from storage.blobs import BlobStore
+from storage.database import Database
+from storage.errors import NotFoundError
+from storage.ids import JOB_ID
+from storage.queue import Doorbell
+from storage.settings import Settings
+
+PLANS_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Service:
+    """One per API process."""
+
+    settings: Settings
+    database: Database
+    doorbell: Doorbell
+    watcher: Watcher
+    blobs: BlobStore
+    planning: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS_AT_ONCE))
+    """Planning is pure computation: more threads at it would only slow every other request."""
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """A misspelt parameter must not be ignored: it would answer another question than was asked.
+
+    Raises:
+        InvalidError: names the parameters that there are.
+    """
+    route = request.scope["route"]
+    params = get_flat_params(route.dependant) if isinstance(route, APIRoute) else []
+    known = sorted(param.alias for param in params if param.field_info.in_.value == "query")  # type: ignore[attr-defined]
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        there = f"there are: {', '.join(known)}" if known else "there are none here"
+        raise InvalidError(
+            f"unknown query parameter {unknown[0]!r}; {there}",
+            errors=[(("query", name), f"is unknown; {there}") for name in unknown],
+        )
+    for name, value in request.query_params.multi_items():
+        if "\x00" in value:
+            raise InvalidError(f"{name} holds a NUL character", errors=[(("query", name), "holds a NUL character")])
+
+
+async def _job_id(
+    job_id: Annotated[str, Path(description="A job's id.", examples=["job_01k2v9h3m4n5p6q7r8s9t0v1w2"])],
+) -> str:
+    if JOB_ID.fullmatch(job_id) is None:
+        raise NotFoundError("there is no job of this id; ids look like job_01k2v9h3m4n5p6q7r8s9t0v1w2")
+    return job_id
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+JobIdDep = Annotated[str, Depends(_job_id)]

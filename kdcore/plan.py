@@ -1,0 +1,154 @@
+"""What a job would be, before anything is read or trained; and all that only this can find wrong."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from kdcore.config import Config, Loc, SpecError
+from kdcore.data import DataError, DataFacts
+from kdcore.losses import LossError
+from kdcore.models import ModelConfig, ModelError
+from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, model_costs, plan_memory, stage_flops
+from kdcore.plan_warnings import warnings
+from kdcore.spec import JobSpec, TrainConfig
+from kdcore.stages import Stage, list_stages
+
+__all__ = ["Compression", "MemoryPlan", "ModelPlan", "Plan", "StagePlan", "make_plan"]
+
+Errors = list[tuple[Loc, str]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Compression(Config):
+    """How many times smaller the student is than the first teacher."""
+
+    parameters: float
+    flops: float
+    bytes: float
+
+
+class Plan(Config):
+    """A job's sizes and steps."""
+
+    teachers: list[ModelPlan]
+    student: ModelPlan
+    compression: Compression
+    stages: list[StagePlan]
+    """In the order in which they run."""
+    total_steps: int
+    training_flops: int
+    """Of all forward and backward passes of training, a backward pass counted as two forward ones."""
+    memory: MemoryPlan
+    warnings: list[str]
+
+
+def make_plan(spec: JobSpec) -> Plan:
+    """Check a spec as far as shapes go, and count what it costs.
+
+    Reads no data and makes no weights: everything happens on torch's meta device. Safe to call in threads.
+
+    Raises:
+        SpecError: every error that was found, each with its place in the spec.
+    """
+    errors: Errors = []
+    facts = _facts(spec, errors)
+    if facts is None:
+        raise SpecError(errors)
+    teachers = [
+        _model(teacher.model, facts, ("teachers", index, "model"), errors)
+        for index, teacher in enumerate(spec.teachers)
+    ]
+    student = _model(spec.student.model, facts, ("student", "model"), errors)
+    for index, teacher in enumerate(spec.teachers):
+        if teacher.train is not None:
+            _check_training(teacher.train, facts, ("teachers", index, "train"), errors)
+    for index, stage in enumerate(spec.stages):
+        _check_training(stage, facts, ("stages", index), errors)
+        _check_losses(spec, index, student, teachers[0], len(facts.classes), errors)
+    known = [teacher for teacher in teachers if teacher is not None]
+    if errors or student is None or len(known) < len(teachers):
+        raise SpecError(errors)
+    return _plan(spec, facts, known, student)
+
+
+def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> Plan:
+    stages = list_stages(spec)
+    planned = [_stage(stage, facts) for stage in stages]
+    first, small = teachers[0].plan, student.plan
+    memory = plan_memory(stages, facts, teachers[0], student)
+    return Plan(
+        teachers=[teacher.plan for teacher in teachers],
+        student=small,
+        compression=Compression(
+            parameters=first.parameters / small.parameters,
+            flops=first.flops / small.flops,
+            bytes=first.bytes / small.bytes,
+        ),
+        stages=planned,
+        total_steps=sum(stage.steps for stage in planned),
+        training_flops=sum(stage_flops(stage, facts.train, teachers[0], student) for stage in stages),
+        memory=memory,
+        warnings=warnings(spec, first, small, memory),
+    )
+
+
+def _stage(stage: Stage, facts: DataFacts) -> StagePlan:
+    per_epoch = math.ceil(facts.train / stage.train.batch_size)
+    return StagePlan(
+        name=stage.name,
+        epochs=stage.train.epochs,
+        steps_per_epoch=per_epoch,
+        steps=per_epoch * stage.train.epochs,
+        samples=facts.train,
+        batch_size=stage.train.batch_size,
+    )
+
+
+def _facts(spec: JobSpec, errors: Errors) -> DataFacts | None:
+    try:
+        return spec.data.facts()
+    except DataError as error:
+        errors.append((("data", error.field) if error.field else ("data",), str(error)))
+        return None
+
+
+def _model(config: ModelConfig, facts: DataFacts, loc: Loc, errors: Errors) -> Costs | None:
+    classes = len(facts.classes)
+    if config.classes not in (None, classes):
+        message = f"the model has {config.classes} classes, the data has {classes}; leave `classes` out"
+        errors.append(((*loc, "classes"), message))
+        return None
+    try:
+        return model_costs(config, facts)
+    except ModelError as error:
+        errors.append(((*loc, error.field), str(error)))
+        return None
+
+
+def _check_training(config: TrainConfig, facts: DataFacts, loc: Loc, errors: Errors) -> None:
+    if config.batch_size > facts.train:
+        message = f"{config.batch_size} is more than the {facts.train} training samples; use at most {facts.train}"
+        errors.append(((*loc, "batch_size"), message))
+    size = min(facts.input_shape[1:])
+    for field, pixels in (("crop", config.augment.crop), ("jitter", config.augment.jitter)):
+        if pixels >= size:
+            message = f"{pixels} pixels can push the whole {size}-pixel image out; use less, an eighth is usual"
+            errors.append(((*loc, "augment", field), message))
+
+
+def _check_losses(
+    spec: JobSpec, index: int, student: Costs | None, teacher: Costs | None, classes: int, errors: Errors
+) -> None:
+    losses = spec.stages[index].losses
+    if not any(loss.weight for loss in losses):
+        errors.append((("stages", index, "losses"), "every weight is 0, so nothing would train; raise one above 0"))
+    for number, loss in enumerate(losses):
+        if student is None or (loss.needs_teacher and teacher is None):
+            continue  # what is wrong with the model is said already
+        theirs: Shapes = teacher.shapes if teacher is not None else {}
+        try:
+            with torch.device("meta"):
+                loss.build(student.shapes, theirs, classes)
+        except LossError as error:
+            errors.append((("stages", index, "losses", number, error.field), str(error)))

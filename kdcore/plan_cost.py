@@ -1,0 +1,164 @@
+"""What a model and its training cost, found on the meta device: shapes without numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from kdcore.config import Config
+from kdcore.data import DataFacts
+from kdcore.models import ModelConfig
+from kdcore.optim import OptimizerConfig, SGDConfig
+from kdcore.stages import Stage
+
+FLOAT = 4
+LABEL = 8
+
+
+class LayerPlan(Config):
+    """A view of a model."""
+
+    name: str
+    shape: list[int]
+    """Of one sample, without the batch."""
+
+
+class ModelPlan(Config):
+    """A model's size."""
+
+    parameters: int
+    flops: int
+    """Floating-point operations of one sample's forward pass: two per multiply-add of matrix products and
+    convolutions, as torch's FlopCounterMode counts; everything else is not counted."""
+    bytes: int
+    """The parameters as float32."""
+    layers: list[LayerPlan]
+    """Every view, in order of depth."""
+
+
+class MemoryPlan(Config):
+    """Bytes on the training device at the hungriest stage: an estimate from above.
+
+    Beside these a process needs what it takes to load torch, some hundred MB.
+    """
+
+    weights: int
+    """Teacher and student."""
+    optimizer: int
+    """Gradients and the optimizer's state."""
+    activations: int
+    """What a batch's forward passes leave for the backward pass."""
+    data: int
+    """All splits, as bytes."""
+    total: int
+
+
+class StagePlan(Config):
+    """A stage's steps."""
+
+    name: str
+    epochs: int
+    steps_per_epoch: int
+    """The last batch of an epoch may be smaller."""
+    steps: int
+    samples: int
+    """In one epoch."""
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A model on the meta device.
+
+    Attributes:
+        plan: what is shown of it.
+        shapes: its views without the batch.
+        buffers: bytes of what is saved but not trained.
+        activations: bytes that one sample's forward pass writes.
+    """
+
+    plan: ModelPlan
+    shapes: dict[str, tuple[int, ...]]
+    buffers: int
+    activations: int
+
+
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts FLOPs and bytes written. FlopCounterMode would do, but its hooks are global and not thread-safe."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.written = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+        results = out if isinstance(out, (tuple, list)) else [out]
+        for result, described in zip(results, func._schema.returns, strict=False):
+            if isinstance(result, Tensor) and described.alias_info is None:
+                self.written += result.numel() * result.element_size()
+        return out
+
+
+def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
+    """Build a model on the meta device and run one sample through it.
+
+    Raises:
+        ModelError: the model cannot be built for this data.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = config.build(facts.input_shape, len(facts.classes)).eval()
+        inputs = torch.empty(1, *facts.input_shape)
+        with _Meter() as meter:
+            views = network.views(inputs)
+    shapes = {name: tuple(view.shape[1:]) for name, view in views.items()}
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    plan = ModelPlan(
+        parameters=parameters,
+        flops=meter.flops,
+        bytes=parameters * FLOAT,
+        layers=[LayerPlan(name=name, shape=list(shape)) for name, shape in shapes.items()],
+    )
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
+    return Costs(plan, shapes, buffers, meter.written + inputs.numel() * FLOAT)
+
+
+def stage_flops(stage: Stage, samples: int, teacher: Costs, student: Costs) -> int:
+    """Of all its forward and backward passes, a backward pass counted as two forward ones."""
+    trained = teacher if stage.role == "teacher" else student
+    per_sample = 3 * trained.plan.flops
+    if any(loss.needs_teacher for loss in stage.losses):
+        per_sample += teacher.plan.flops
+    return per_sample * samples * stage.train.epochs
+
+
+def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, student: Costs) -> MemoryPlan:
+    """The largest of each kind over all stages."""
+    weights = teacher.plan.bytes + teacher.buffers + student.plan.bytes + student.buffers
+    optimizer = activations = 0
+    for stage in stages:
+        trained = teacher if stage.role == "teacher" else student
+        optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)))
+        taught = any(loss.needs_teacher for loss in stage.losses)
+        per_sample = trained.activations + (teacher.activations if taught else 0)
+        activations = max(activations, per_sample * stage.train.batch_size)
+    data = (math.prod(facts.input_shape) + LABEL) * (facts.train + facts.validation + facts.test)
+    total = weights + optimizer + activations + data
+    return MemoryPlan(weights=weights, optimizer=optimizer, activations=activations, data=data, total=total)
+
+
+def _state_copies(config: OptimizerConfig) -> int:
+    """How many numbers an optimizer keeps for each parameter."""
+    if isinstance(config, SGDConfig):
+        return 1 if config.momentum else 0
+    return 2

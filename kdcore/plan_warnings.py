@@ -1,0 +1,39 @@
+"""What can run but was hardly meant so."""
+
+from kdcore.optim import StepConfig
+from kdcore.plan_cost import MemoryPlan, ModelPlan
+from kdcore.spec import JobSpec, TrainConfig
+
+
+def warnings(spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: MemoryPlan) -> list[str]:
+    """Sentences about a valid spec that whoever wrote it should read."""
+    found = []
+    if student.parameters >= teacher.parameters:
+        found.append(
+            f"the student ({student.parameters:,} parameters) is not smaller than the teacher ({teacher.parameters:,})"
+        )
+    if not any(loss.needs_teacher and loss.weight for stage in spec.stages for loss in stage.losses):
+        found.append("no stage learns from the teacher: give a loss such as kd a weight above 0")
+    if spec.limits.max_memory is not None and memory.total > spec.limits.max_memory:
+        found.append(
+            f"about {memory.total / 2**20:,.0f} MiB are needed, limits.max_memory allows"
+            f" {spec.limits.max_memory / 2**20:,.0f} MiB: use a smaller batch_size or raise the limit"
+        )
+    for number, taught in enumerate(spec.teachers, start=1):
+        if taught.train is not None:
+            found += _schedule(f"teacher-{number}", taught.train)
+    for stage in spec.stages:
+        found += _schedule(str(stage.name), stage)
+    return found
+
+
+def _schedule(name: str, train: TrainConfig) -> list[str]:
+    found = []
+    schedule = train.schedule
+    if schedule.warmup_epochs >= train.epochs:
+        found.append(f"{name}: the warm-up of {schedule.warmup_epochs:g} epochs takes all {train.epochs} of them")
+    if isinstance(schedule, StepConfig) and schedule.milestones[-1] >= train.epochs:
+        found.append(
+            f"{name}: the milestone {schedule.milestones[-1]} is never reached, the stage has {train.epochs} epochs"
+        )
+    return found

@@ -1,0 +1,97 @@
+"""What a job found out: the result document and the sentence that sums it up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdcore.compare import gain
+from kdcore.evaluate import measure
+from kdcore.job import TEACHER, Job
+from kdcore.plan import ModelPlan, make_plan
+from kdcore.seeds import derive
+
+
+def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The result document, in finite JSON values.
+
+    Args:
+        logits: on the test split, (N, C) each: `teacher-1`, `student` and, where there is one, `baseline`.
+        speeds: `latency.measure_latency` of `teacher-1` and of `student`.
+    """
+    labels = job.data.test.labels.cpu()
+    plan = make_plan(job.spec)
+    teacher_logits = logits[TEACHER]
+    teacher = {
+        **measure(logits[TEACHER], labels),
+        **_size(plan.teachers[0]),
+        **speeds[TEACHER],
+    }
+    # The baseline is the student's network with other weights: it is as large and as fast.
+    same = {**_size(plan.student), **speeds["student"]}
+    student = {**measure(logits["student"], labels, teacher_logits), **same}
+    baseline = difference = None
+    if "baseline" in logits:
+        baseline = {**measure(logits["baseline"], labels, teacher_logits), **same}
+        right = {name: logits[name].argmax(1) == labels for name in ("student", "baseline")}
+        difference = gain(right["student"], right["baseline"], derive(job.spec.seed, "bootstrap"))
+    result: dict[str, Any] = {
+        "teacher": teacher,
+        "baseline": baseline,
+        "student": student,
+        "gain": difference,
+        "compression": plan.compression.model_dump(mode="json"),
+        "test_samples": len(labels),
+        "validation": job.state.selected,
+        "seconds": job.state.seconds,
+        "choices": job.choices.model_dump(mode="json"),
+    }
+    return {"summary": summary(result), **result}
+
+
+def _size(plan: ModelPlan) -> dict[str, Any]:
+    return {"parameters": plan.parameters, "flops": plan.flops, "bytes": plan.bytes}
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """One sentence, or two: what was kept, at what size, and whether distilling was worth it."""
+    teacher, student = result["teacher"], result["student"]
+    kept = student["accuracy"] / teacher["accuracy"] if teacher["accuracy"] else 1.0
+    text = (
+        f"The student keeps {kept:.1%} of the teacher's accuracy ({student['accuracy']:.4f} of"
+        f" {teacher['accuracy']:.4f}) with {_fewer(teacher['parameters'], student['parameters'])}."
+    )
+    found = result["gain"]
+    if found is None:
+        return text
+    low, high = found["interval"]
+    verdict = "" if low > 0 or high < 0 else ", so chance may explain it"
+    return (
+        f"{text} Distillation changed accuracy by {found['accuracy'] * 100:+.2f} points against the same student"
+        f" trained on the labels alone (95% interval {low * 100:+.2f} to {high * 100:+.2f},"
+        f" McNemar p = {found['mcnemar']['p']:.2g}{verdict})."
+    )
+
+
+def _fewer(teacher: int, student: int) -> str:
+    if student >= teacher:
+        return f"{student:,} parameters against its {teacher:,}"
+    return f"{teacher / student:.1f} times fewer parameters ({student:,} of {teacher:,})"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Teacher, baseline and student side by side, as text in columns."""
+    rows = [("", "accuracy", "agreement", "parameters", "size", "latency p50")]
+    labelled = (("teacher", "teacher"), ("baseline", "student alone"), ("student", "student distilled"))
+    for key, label in labelled:
+        if (values := result[key]) is None:
+            continue
+        agreement = f"{values['agreement']:.4f}" if "agreement" in values else "-"
+        size = f"{values['bytes'] / 1024:,.1f} KiB"
+        latency = f"{values['latency_ms']['p50']:.3f} ms"
+        rows.append((label, f"{values['accuracy']:.4f}", agreement, f"{values['parameters']:,}", size, latency))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )

@@ -1,0 +1,43 @@
+"""Figures for monitoring, over all owners."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session
+
+from storage.database import now
+from storage.lifecycle import TERMINAL, Status
+from storage.tables import Job
+
+
+def queue_figures(session: Session) -> dict[str, Any]:
+    """Jobs by status, age of the oldest queued job in seconds, training speed now."""
+    counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+    oldest = session.scalar(select(now() - func.min(Job.available_at)).where(Job.status == Status.QUEUED))
+    running = session.scalars(select(Job.progress).where(Job.status == Status.RUNNING))
+    speed = sum(float((progress or {}).get("samples_per_second") or 0) for progress in running)
+    return {"jobs": counts, "oldest_queued_seconds": max(oldest or 0.0, 0.0), "samples_per_second": speed}
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long jobs of one final status took from their first start to their end."""
+
+    within: list[int]
+    """How many took at most each of the bounds asked for."""
+    count: int
+    total_seconds: float
+
+
+def job_durations(session: Session, bounds: Sequence[float]) -> dict[str, Durations]:
+    """Durations of the finished jobs that are still kept, by status; jobs that never started are left out."""
+    seconds = Job.finished_at - Job.started_at
+    within = [func.sum(case((seconds <= bound, 1), else_=0)) for bound in bounds]
+    rows = session.execute(
+        select(Job.status, func.count(), func.sum(seconds), *within)
+        .where(Job.status.in_(TERMINAL), Job.started_at.is_not(None), Job.finished_at.is_not(None))
+        .group_by(Job.status)
+    )
+    return {row[0]: Durations([int(n) for n in row[3:]], int(row[1]), float(row[2])) for row in rows}

@@ -1,0 +1,77 @@
+"""The command line: what goes wrong is a sentence and an exit code, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage import schema
+from storage.database import Database
+from storage.settings import Settings
+
+
+def distillery(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "distillery", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | variables,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate"])
+def test_bad_settings_are_a_sentence_each(command: str) -> None:
+    done = distillery(command, DISTILLERY_PORT="99999", DISTILLERY_LEASE_SECONDS="soon")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["DISTILLERY_PORT", "DISTILLERY_LEASE_SECONDS"]
+
+
+def test_settings_that_contradict_each_other_and_bad_json_are_sentences_too() -> None:
+    done = distillery("api", DISTILLERY_HOST="0.0.0.0")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "DISTILLERY_API_KEYS" in done.stderr
+    done = distillery("api", DISTILLERY_API_KEYS="{")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "api_keys" in done.stderr
+
+
+def test_a_secret_in_a_bad_setting_is_not_printed() -> None:
+    done = distillery("api", DISTILLERY_API_KEYS='{"alice": "s3cr3t"}')
+    assert done.returncode == 2
+    assert "alice" in done.stderr
+    assert "s3cr3t" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate"])
+def test_a_schema_of_another_version_is_named(command: str, tmp_path: Path) -> None:
+    database = Database(Settings(home=tmp_path).database)
+    schema.ensure(database)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from_the_future'")
+    database.close()
+    done = distillery(command, DISTILLERY_HOME=str(tmp_path), DISTILLERY_PORT="0")
+    assert done.returncode == 3, done.stderr
+    assert "from_the_future" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_migrate_makes_the_schema_and_says_so(database: Database, settings: Settings) -> None:
+    schema.downgrade(database, "base")
+    database.close()
+    url = {"DISTILLERY_DATABASE_URL": settings.database}
+    assert f"-> {schema.head()}" in distillery("migrate", **url).stdout
+    assert f"{schema.head()} -> {schema.head()}" in distillery("migrate", **url).stdout
+
+
+def test_no_service_and_no_file_are_sentences(tmp_path: Path) -> None:
+    nowhere = {"DISTILLERY_URL": "http://127.0.0.1:9"}
+    done = distillery("jobs", **nowhere)
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False)
+    assert "distillery serve" in done.stderr
+    done = distillery("submit", str(tmp_path / "none.yaml"), **nowhere)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "none.yaml" in done.stderr

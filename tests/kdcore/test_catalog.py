@@ -1,0 +1,57 @@
+"""The catalogue names everything a spec may name, and its schemas are the parser's."""
+
+import json
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from kdcore.catalog import catalog_data, catalog_losses, catalog_models
+from kdcore.data import DATA, DataConfig
+from kdcore.losses import LOSSES, LossConfig
+from kdcore.models import MODELS, ModelConfig
+
+
+@pytest.mark.parametrize(("union", "listed"), [(LossConfig, LOSSES), (ModelConfig, MODELS), (DataConfig, DATA)])
+def test_the_union_and_the_list_are_one(union: Any, listed: tuple[type, ...]) -> None:
+    assert get_args(get_args(union)[0]) == listed
+
+
+@pytest.mark.parametrize(
+    ("catalog", "names"),
+    [
+        (catalog_losses, ["cross_entropy", "kd", "soft_cross_entropy", "logit_mse"]),
+        (catalog_models, ["mlp", "cnn"]),
+        (catalog_data, ["digits", "mnist", "fashion_mnist", "cifar10"]),
+    ],
+)
+def test_entries_are_complete(catalog: Callable[[], list[dict[str, Any]]], names: list[str]) -> None:
+    entries = catalog()
+    assert [entry["type"] for entry in entries] == names
+    for entry in entries:
+        json.dumps(entry)
+        assert all(len(entry[key]) > 3 for key in ("title", "source", "doc"))
+        Draft202012Validator.check_schema(entry["schema"])
+        validator = Draft202012Validator(entry["schema"])
+        assert validator.is_valid({"type": entry["type"]})
+        assert not validator.is_valid({"type": entry["type"], "bogus": 1})
+        for name, field in entry["schema"]["properties"].items():
+            assert name in ("type", "dropout", "activation") or "description" in field, f"{entry['type']}.{name}"
+
+
+def test_losses_say_what_they_need() -> None:
+    needs = {entry["type"]: (entry["needs_teacher"], entry["needs_labels"]) for entry in catalog_losses()}
+    assert needs == {
+        "cross_entropy": (False, True),
+        "kd": (True, False),
+        "soft_cross_entropy": (True, False),
+        "logit_mse": (True, False),
+    }
+
+
+def test_data_says_what_it_holds() -> None:
+    cifar = catalog_data()[-1]
+    assert (cifar["input_shape"], cifar["train"], cifar["test"]) == ([3, 32, 32], 50_000, 10_000)
+    assert cifar["classes"][0] == "airplane"
+    assert {len(entry["classes"]) for entry in catalog_data()} == {10}

@@ -1,0 +1,240 @@
+"""The plan: counts by hand, torch's own FLOP counter, every error that shapes can show, and its speed."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcore.config import SpecError
+from kdcore.models import CNNConfig, MLPConfig
+from kdcore.plan import Plan, make_plan
+from kdcore.spec import parse_spec
+from kdcore.stages import list_stages
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+BASE: dict[str, Any] = {
+    "data": {"type": "digits"},  # 1293 training samples of 1x8x8
+    "teachers": [{"model": {"type": "mlp", "hidden": [32]}}],
+    "student": {"model": {"type": "mlp", "hidden": [8]}},
+}
+
+
+def plan(**changes: Any) -> Plan:
+    return make_plan(parse_spec({**BASE, **changes}))
+
+
+def errors(**changes: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    with pytest.raises(SpecError) as caught:
+        plan(**changes)
+    return caught.value.errors
+
+
+def test_models_by_hand() -> None:
+    planned = plan()
+    student = planned.student
+    assert student.parameters == 64 * 8 + 8 + 8 * 10 + 10 == 610
+    assert student.flops == 2 * (64 * 8 + 8 * 10) == 1184  # two per multiply-add, biases not counted
+    assert student.bytes == 2440
+    assert [(layer.name, layer.shape) for layer in student.layers] == [("hidden_1", [8]), ("logits", [10])]
+    (teacher,) = planned.teachers
+    assert teacher.parameters == 64 * 32 + 32 + 32 * 10 + 10 == 2410
+    assert planned.compression.parameters == 2410 / 610
+    assert planned.compression.flops == 4736 / 1184
+    assert planned.compression.bytes == 2410 / 610
+
+
+def test_steps_by_hand() -> None:
+    planned = plan(stages=[{"epochs": 3, "batch_size": 100}, {"epochs": 2, "batch_size": 1293}])
+    assert [(s.name, s.epochs, s.steps_per_epoch, s.steps, s.batch_size) for s in planned.stages] == [
+        ("teacher-1", 10, 21, 210, 64),  # 1293 / 64 = 20.2: the last partial batch is kept
+        ("baseline-1", 3, 13, 39, 100),
+        ("baseline-2", 2, 1, 2, 1293),
+        ("distill-1", 3, 13, 39, 100),
+        ("distill-2", 2, 1, 2, 1293),
+    ]
+    assert {stage.samples for stage in planned.stages} == {1293}
+    assert planned.total_steps == 292
+
+
+def test_training_flops_by_hand() -> None:
+    teacher, student = 4736, 1184
+    # The backward pass counts twice; distillation also runs the teacher forward.
+    once = 3 * teacher + 3 * student + (3 * student + teacher)
+    assert plan().training_flops == once * 1293 * 10
+    alone = plan(baseline=False, stages=[{"losses": [{"type": "cross_entropy"}]}])
+    assert alone.training_flops == (3 * teacher + 3 * student) * 1293 * 10
+
+
+def test_memory_by_hand() -> None:
+    memory = plan().memory
+    assert memory.weights == 4 * (2410 + 610)
+    assert memory.optimizer == 3 * 4 * 2410  # gradients and Adam's two averages, of the teacher
+    assert memory.data == 1797 * (64 + 8)
+    assert memory.total == memory.weights + memory.optimizer + memory.activations + memory.data
+    # At least every view of a batch of 64, of teacher and student together.
+    assert memory.activations >= 64 * 4 * ((64 + 32 + 10) + (64 + 8 + 10))
+    sgd = {"optimizer": {"type": "sgd", "momentum": 0.0}}
+    lean = plan(teachers=[{"model": {"type": "mlp", "hidden": [32]}, "train": sgd}], stages=[sgd])
+    assert lean.memory.optimizer == 4 * 2410
+
+
+def test_a_larger_batch_needs_more_memory() -> None:
+    small, large = (plan(stages=[{"batch_size": size}]).memory for size in (64, 1280))
+    assert large.activations == 20 * small.activations
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MLPConfig(hidden=[1200, 1200], dropout=0.5),
+        CNNConfig(channels=[64, 128], kernel_size=5, hidden=[1024]),
+        CNNConfig(channels=[8, 8, 8], pool="avg", batch_norm=True, activation="gelu"),
+        CNNConfig(channels=[4], pool="none", hidden=[]),
+    ],
+)
+def test_counts_are_those_of_the_real_model(config: MLPConfig | CNNConfig) -> None:
+    planned = plan(data={"type": "cifar10"}, student={"model": config.model_dump(mode="json")}).student
+    network = config.build((3, 32, 32), 10).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        views = network.views(torch.zeros(1, 3, 32, 32))
+    assert planned.flops == counter.get_total_flops()
+    assert planned.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert [(layer.name, tuple(layer.shape)) for layer in planned.layers] == [
+        (name, tuple(view.shape[1:])) for name, view in views.items()
+    ]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_plan_without_warnings_and_quickly(path: Path) -> None:
+    spec = parse_spec(path.read_text())
+    planned = make_plan(spec)
+    assert planned.warnings == []
+    assert [stage.name for stage in planned.stages] == [stage.name for stage in list_stages(spec)]
+    assert Plan.model_validate_json(planned.model_dump_json()) == planned
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        make_plan(spec)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.05
+
+
+def test_the_largest_model_is_planned_within_bounds_and_takes_no_memory() -> None:
+    huge = {"type": "cnn", "channels": [8192] * 64, "kernel_size": 7, "pool": "none", "hidden": [65536] * 64}
+    terms = [{"losses": [{"type": "kd"}] * 32}] * 100
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        planned = plan(data={"type": "cifar10"}, teachers=[{"model": huge}], stages=terms)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 1.0  # 0.3 s alone; the machine may be shared
+    assert planned.teachers[0].parameters > 10**12
+
+
+def test_plans_in_threads_do_not_disturb_each_other() -> None:
+    specs = [parse_spec({**BASE, "student": {"model": {"type": "cnn", "channels": [n]}}}) for n in range(1, 9)]
+    expected = [make_plan(spec) for spec in specs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make_plan, specs * 4)) == expected * 4
+
+
+def test_a_plan_leaves_the_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    plan()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+CASES: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
+    (
+        {"student": {"model": {"type": "cnn", "channels": [8] * 4}}},
+        ("student", "model", "channels"),
+        "4 poolings shrink 8x8 below 1x1; use at most 3",
+    ),
+    (
+        {"teachers": [{"model": {"type": "cnn", "channels": [8] * 4}}]},
+        ("teachers", 0, "model", "channels"),
+        "below 1x1",
+    ),
+    (
+        {"teachers": [{"model": {"type": "mlp", "classes": 100}}]},
+        ("teachers", 0, "model", "classes"),
+        "the model has 100 classes, the data has 10; leave `classes` out",
+    ),
+    ({"student": {"model": {"type": "mlp", "classes": 9}}}, ("student", "model", "classes"), "has 9 classes"),
+    (
+        {"stages": [{}, {"losses": [{"type": "cross_entropy"}, {"type": "kd", "teacher_layer": "fc"}]}]},
+        ("stages", 1, "losses", 1, "teacher_layer"),
+        "the teacher has no layer 'fc'; it has 'hidden_1', 'logits'",
+    ),
+    (
+        {"stages": [{"losses": [{"type": "kd", "teacher_layer": "hidden_1"}]}]},
+        ("stages", 0, "losses", 0, "teacher_layer"),
+        "the student's 'logits' has 10 classes, the teacher's 'hidden_1' has 32",
+    ),
+    (
+        {"stages": [{"losses": [{"type": "cross_entropy", "student_layer": "hidden_1"}]}]},
+        ("stages", 0, "losses", 0, "student_layer"),
+        "'hidden_1' has 8 outputs, the data has 10 classes",
+    ),
+    (
+        {"stages": [{"batch_size": 1294}]},
+        ("stages", 0, "batch_size"),
+        "more than the 1293 training samples; use at most",
+    ),
+    (
+        {"teachers": [{"model": {"type": "mlp", "hidden": [32]}, "train": {"batch_size": 2000}}]},
+        ("teachers", 0, "train", "batch_size"),
+        "more than the 1293 training samples",
+    ),
+    ({"data": {"type": "digits", "validation": 1437}}, ("data", "validation"), "leaves no training sample of 1437"),
+    ({"data": {"type": "digits", "train_samples": 2000}}, ("data", "train_samples"), "ask for at most 1293"),
+    ({"stages": [{"losses": [{"type": "kd", "weight": 0}]}]}, ("stages", 0, "losses"), "nothing would train"),
+    ({"stages": [{"augment": {"crop": 8}}]}, ("stages", 0, "augment", "crop"), "push the whole 8-pixel image out"),
+]
+
+
+@pytest.mark.parametrize(("changes", "loc", "message"), CASES, ids=[".".join(map(str, case[1])) for case in CASES])
+def test_what_only_the_plan_sees(changes: dict[str, Any], loc: tuple[str | int, ...], message: str) -> None:
+    ((found, said),) = errors(**changes)
+    assert found == loc
+    assert message in said
+
+
+def test_all_errors_are_collected() -> None:
+    found = errors(
+        student={"model": {"type": "cnn", "channels": [1] * 9}},
+        teachers=[{"model": {"type": "mlp", "classes": 4}, "train": {"batch_size": 5000}}],
+        stages=[{"batch_size": 5000}, {"losses": [{"type": "kd", "weight": 0}]}],
+    )
+    assert [loc for loc, _ in found] == [
+        ("teachers", 0, "model", "classes"),
+        ("student", "model", "channels"),
+        ("teachers", 0, "train", "batch_size"),
+        ("stages", 0, "batch_size"),
+        ("stages", 1, "losses"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {"model": {"type": "mlp", "hidden": [64]}}}, "is not smaller than the teacher"),
+        ({"stages": [{"losses": [{"type": "cross_entropy"}]}]}, "no stage learns from the teacher"),
+        ({"stages": [{"losses": [{"type": "cross_entropy"}, {"type": "kd", "weight": 0}]}]}, "no stage learns"),
+        ({"stages": [{"schedule": {"type": "cosine", "warmup_epochs": 10}}]}, "distill-1: the warm-up of 10 epochs"),
+        ({"stages": [{"schedule": {"type": "step", "milestones": [5, 10]}}]}, "milestone 10 is never reached"),
+        (
+            {"data": {"type": "mnist"}, "limits": {"max_memory": "64MiB"}, "stages": [{"batch_size": 50_000}]},
+            "limits.max_memory allows 64 MiB",
+        ),
+    ],
+)
+def test_warnings(changes: dict[str, Any], message: str) -> None:
+    (said,) = plan(**changes).warnings
+    assert message in said

@@ -1,0 +1,133 @@
+"""One attempt, from the job's row to its artifacts: load, choose, resume, train, publish."""
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kdcore import train
+from kdcore.choices import Choices
+from kdcore.config import SpecError
+from kdcore.data import DataError
+from kdcore.errors import TrainingError
+from kdcore.job import choose_here
+from kdcore.reporter import Interrupted
+from kdcore.spec import JobSpec, JobWeights, parse_spec
+from storage import attempts, queries, records
+from storage.blobs import BlobStore
+from storage.database import Database
+from storage.errors import BlobError, NotFoundError, StaleAttemptError
+from storage.lifecycle import Fence
+from storage.records import NewArtifact
+from storage.settings import Settings
+from storage.tables import Job
+from worker.identity import whose
+from worker.ledger import Ledger
+from worker.places import attempt_folder
+from worker.reporting import StorageReporter
+from worker.resuming import find_resume
+from worker.wire import Inbox
+
+TEACHER_WEIGHTS = "teacher-1.safetensors"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
+"""By suffix; everything else is bytes."""
+
+
+def run(fence: Fence, inbox: Inbox) -> None:
+    """Run the attempt and end it in the database.
+
+    Raises:
+        StaleAttemptError: it is no longer the job's.
+    """
+    settings = Settings()
+    ledger = Ledger(Database(settings.database), settings, fence)
+    try:
+        _train_and_publish(ledger, inbox)
+    except Interrupted as interrupted:
+        ledger.give_up(interrupted.request)
+    except TrainingError as error:
+        end = ledger.fail if error.kind == "user" else ledger.release
+        end(error.code, error.message)
+    except SpecError as error:
+        ledger.fail("invalid_spec", str(error))
+    except DataError as error:
+        ledger.fail("bad_data", str(error))
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        ledger.release("disk_full", f"no space is left for the job's files: {error.filename or settings.home}")
+
+
+def _train_and_publish(ledger: Ledger, inbox: Inbox) -> None:
+    settings, folder = ledger.settings, attempt_folder(ledger.settings, ledger.fence)
+    job = ledger.write(lambda session: _running_job(session, ledger.fence))
+    spec = parse_spec(job.spec)
+    choices = _choose(ledger, job, spec)
+    resume = find_resume(ledger, job, spec)
+    with StorageReporter(ledger, lambda: inbox.request) as reporter:
+        result = train.run(
+            spec,
+            data_root=settings.data,
+            out=folder / "out",
+            reporter=reporter,
+            choices=choices,
+            checkpoint_dir=folder / "checkpoints",
+            resume=resume,
+            teacher_weights=_teacher_weights(ledger, job, spec),
+            download=settings.allow_download,
+            points=settings.metric_points,
+        )
+    _publish(ledger, job, folder / "out", result)
+
+
+def _running_job(session: Session, fence: Fence) -> Job:
+    job = session.scalar(select(Job).where(fence.holds()))
+    if job is None:
+        raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")
+    return job
+
+
+def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
+    """What the first attempt chose, or, in the first, what suits this worker."""
+    stored = job.choices
+    if stored is None:
+        chosen = choose_here(spec, whose().device if spec.device == "auto" else spec.device).model_dump(mode="json")
+        stored = ledger.write(lambda session: records.store_choices(session, ledger.fence, chosen))
+    return Choices.model_validate(stored)
+
+
+def _teacher_weights(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
+    """The file of a teacher that another job of the same owner trained."""
+    weights = spec.teachers[0].weights
+    if not isinstance(weights, JobWeights):
+        return None
+    try:
+        with ledger.database.read() as session:
+            queries.get_job(session, weights.job, job.owner)
+            artifact = queries.get_artifact(session, weights.job, TEACHER_WEIGHTS)
+        return BlobStore(ledger.settings.blobs).path(artifact.digest, artifact.size)
+    except (NotFoundError, BlobError) as error:
+        raise TrainingError("no_teacher_weights", f"the teacher's weights are not there: {error}") from error
+
+
+def _publish(ledger: Ledger, job: Job, out: Path, result: dict[str, Any]) -> None:
+    """Files first, under their digests; then rows, result and status in one transaction."""
+    store = BlobStore(ledger.settings.blobs)
+    artifacts = []
+    for path in sorted(out.iterdir()):
+        digest, size = store.put(path)
+        media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+        artifacts.append(NewArtifact(path.name, digest, size, media_type))
+    shutil.rmtree(out)
+
+    def commit(session: Session) -> None:
+        progress = session.scalar(select(Job.progress).where(Job.id == job.id)) or {}
+        records.report(session, ledger.fence, progress=progress | {"fraction": 1.0, "eta_seconds": 0.0})
+        records.publish(session, ledger.fence, artifacts)
+        attempts.succeed(session, ledger.fence, result)
+
+    ledger.write(commit)

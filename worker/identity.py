@@ -1,0 +1,41 @@
+"""Who this worker is: told once by its parent process, read by all its children."""
+
+import json
+import os
+import socket
+from collections.abc import MutableMapping
+from importlib.metadata import version
+from pathlib import Path
+
+from storage.ids import new_id
+from storage.settings import Settings
+from storage.workers import WorkerCard
+from worker.device import Device
+
+VARIABLE = "DISTILLERY_WORKER_CARD"
+
+
+def introduce(device: Device, environment: MutableMapping[str, str] = os.environ) -> WorkerCard:
+    """Make this process a worker: its card goes into the environment that its children inherit."""
+    card = WorkerCard(
+        id=new_id("wrk"),
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        device=device.type,
+        device_name=device.name,
+        memory_bytes=device.memory_bytes,
+        version=version("distillery"),
+    )
+    environment[VARIABLE] = json.dumps(vars(card))
+    return card
+
+
+def whose() -> WorkerCard:
+    """The card of the worker that this process belongs to."""
+    return WorkerCard(**json.loads(os.environ[VARIABLE]))
+
+
+def drain_flag(settings: Settings, worker_id: str) -> Path:
+    """The file whose presence tells a worker's child to stop: a signal handler can make it, and it
+    crosses the spawn that an event object would not."""
+    return settings.home / "workers" / f"{worker_id}.draining"

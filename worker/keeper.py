@@ -1,0 +1,82 @@
+"""What the worker's parent does beside Celery, in a thread: heartbeat, reconciler, and the word that it drains."""
+
+import threading
+import time
+
+import structlog
+
+from storage import workers
+from storage.database import Database
+from storage.queue import Doorbell
+from storage.reconciler import reconcile
+from storage.settings import Settings
+from storage.workers import WorkerCard
+from worker.identity import drain_flag
+from worker.ledger import AWAY
+
+TICK_SECONDS = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+class Keeper:
+    """Start once Celery hears its queues, stop when it has ended."""
+
+    def __init__(self, settings: Settings, card: WorkerCard) -> None:
+        self._settings, self._card = settings, card
+        self._database = Database(settings.database)
+        self._doorbell = Doorbell(settings)
+        self._flag = drain_flag(settings, card.id)
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._said_draining = False
+        self._next_beat = self._next_reconcile = 0.0
+
+    def start(self) -> None:
+        """Say that the worker is there, and ring for what may wait already. Later calls only ring."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+            self._thread.start()
+        for device in {"auto", self._card.device} - {"cpu"}:
+            self._doorbell.ring(device)
+
+    def drain(self) -> None:
+        """Called by a signal handler: no locks, no database."""
+        self._flag.touch()
+
+    def stop(self) -> None:
+        """Take the worker's row away."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(self._settings.lease_seconds)
+        self._flag.unlink(missing_ok=True)
+        try:
+            with self._database.write() as session:
+                workers.leave(session, self._card.id)
+        except AWAY:
+            log.warning("database_away")  # a silent worker's row is forgotten
+        self._database.close()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK_SECONDS):
+            try:
+                self._turn(time.monotonic())
+            except AWAY as error:
+                log.warning("database_away", error=type(error).__name__)
+            except Exception:
+                log.exception("keeper_failed")  # whatever it was, the worker must go on being seen
+
+    def _turn(self, now: float) -> None:
+        if self._flag.exists() and not self._said_draining:
+            with self._database.write() as session:
+                workers.set_status(session, self._card.id, "draining")
+            self._said_draining = True
+        if now >= self._next_beat:
+            self._next_beat = now + self._settings.heartbeat_seconds
+            with self._database.write() as session:
+                workers.beat(session, self._card)
+        if now >= self._next_reconcile:
+            self._next_reconcile = now + self._settings.reconcile_seconds
+            done = reconcile(self._database, self._doorbell, self._settings)
+            for fence in done.taken_back:
+                log.warning("attempt_taken_back", job_id=fence.job_id, attempt=fence.attempt)

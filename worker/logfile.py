@@ -1,0 +1,59 @@
+"""What a training process printed, bounded: the beginning and the end are kept."""
+
+import os
+from pathlib import Path
+
+_LONGEST_LINE = 500
+
+
+class BoundedLog:
+    """A file that never grows beyond `max_bytes`, and is complete at every moment.
+
+    When it would, it is rewritten: the first half of what it may hold, a line that says how much was cut,
+    and the last quarter, so that a quarter is free again.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._max, self._quarter = path, max_bytes - 64, max_bytes // 4
+        self._file = path.open("wb", buffering=0)
+        self._size = 0
+        self._head = 0
+        """Length of the kept beginning, once something was cut."""
+        self._tail_from = 0
+        self._cut = 0
+        self._last = b""
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._last = (self._last + data)[-_LONGEST_LINE:]
+        for start in range(0, len(data), self._quarter):
+            piece = data[start : start + self._quarter]
+            if self._size + len(piece) > self._max:
+                self._compact()
+            self._size += self._file.write(piece)
+
+    def _compact(self) -> None:
+        content = self._path.read_bytes()
+        if not self._head:
+            half = content[: self._max // 2]
+            self._head = self._tail_from = half.rfind(b"\n") + 1 or len(half)
+        body = content[self._tail_from :]
+        kept = body[-self._quarter :]
+        kept = kept[kept.find(b"\n") + 1 :]
+        self._cut += len(body) - len(kept)
+        start = content[: self._head] + f"[... {self._cut} bytes cut here ...]\n".encode()
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        self._file.close()
+        self._file = temporary.open("wb", buffering=0)
+        self._tail_from = self._file.write(start)
+        self._size = self._tail_from + self._file.write(kept)
+        os.replace(temporary, self._path)
+
+    def last_line(self) -> str:
+        """The last line that is not empty, shortened; of a traceback that is the exception."""
+        lines = [line for line in self._last.decode("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,123 @@
+"""The device slot: what lives in Celery's one child, which claims jobs and supervises them one at a time."""
+
+import os
+
+import structlog
+from sqlalchemy.orm import Session
+
+from storage import attempts, workers
+from storage.database import Database
+from storage.errors import StaleAttemptError
+from storage.lifecycle import Fence
+from storage.settings import Settings
+from storage.tables import Job
+from storage.workers import WorkerCard
+from worker.identity import drain_flag
+from worker.ledger import AWAY, Ledger, held_by, persist
+from worker.lifeline import EXIT_ORPHANED, watch_parent
+from worker.places import attempt_folder
+from worker.spare import Spare
+from worker.supervisor import Limits, Supervisor
+
+SPARE_AFTER_SECONDS = 1.0
+"""After a job's start: two processes that import torch at once delay each other."""
+
+log = structlog.get_logger(__name__)
+
+
+class Slot:
+    """One job at a time, until there is none or the worker ends. Only the child's main thread may use it."""
+
+    def __init__(self, settings: Settings, card: WorkerCard) -> None:
+        self._settings, self._card = settings, card
+        self._database = Database(settings.database)
+        self._spare = Spare(settings.warm_spare)
+        self._flag = drain_flag(settings, card.id)
+        self._busy = self._orphaned = False
+
+    def open(self) -> None:
+        """Get ready. Where this child replaces one that died, nobody runs that one's job any more: release it."""
+        watch_parent(self._card.pid, self._on_orphaned)
+        self._spare.ready()
+        try:
+            with self._database.read() as session:
+                lost = held_by(session, self._card.id)
+            for fence in lost:
+                self._release(fence)
+            persist(self._database, self._say_idle, self._settings.lease_seconds)
+        except AWAY:
+            log.warning("database_away")  # the lease runs out, and the parent's heartbeat says idle
+
+    def _release(self, fence: Fence) -> None:
+        try:
+            Ledger(self._database, self._settings, fence).release(
+                "worker_lost", "the process that supervised training died"
+            )
+            log.warning("attempt_released", job_id=fence.job_id, attempt=fence.attempt)
+        except StaleAttemptError:
+            pass  # the reconciler was faster
+
+    def work(self) -> None:
+        """Claim and run jobs until there is nothing to claim."""
+        self._busy = True
+        try:
+            while not self._stopping():
+                job = persist(self._database, self._claim, self._settings.lease_seconds)
+                if job is None:
+                    break
+                self._run(job)
+            if not self._stopping():
+                persist(self._database, self._say_idle, self._settings.lease_seconds)
+        except AWAY:
+            log.warning("database_away")  # whoever rings next finds the jobs where they are
+        finally:
+            self._busy = False
+            if self._orphaned:
+                os._exit(EXIT_ORPHANED)
+            self._spare.ready()
+
+    def _claim(self, session: Session) -> Job | None:
+        job = attempts.claim(session, self._card.id, self._card.serves, self._settings.lease_seconds)
+        if job is not None:
+            workers.set_status(session, self._card.id, "busy", job.id)
+        return job
+
+    def _say_idle(self, session: Session) -> None:
+        workers.set_status(session, self._card.id, "idle")
+
+    def _run(self, job: Job) -> None:
+        with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
+            log.info("attempt_started", name=job.name)
+            fence = Fence(job.id, job.attempt)
+            process = self._spare.take()
+            supervisor = Supervisor(
+                Ledger(self._database, self._settings, fence),
+                process,
+                _limits(job),
+                draining=self._stopping,
+                meanwhile=self._meanwhile,
+            )
+            process.assign(fence, attempt_folder(self._settings, fence) / "log.txt", self._settings.max_log_bytes)
+            supervisor.run()
+
+    def _meanwhile(self, seconds: float) -> None:
+        if seconds > SPARE_AFTER_SECONDS:
+            self._spare.ready()
+
+    def _stopping(self) -> bool:
+        return self._orphaned or self._flag.exists()
+
+    def _on_orphaned(self) -> None:
+        self._orphaned = True
+        if not self._busy:
+            os._exit(EXIT_ORPHANED)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._spare.close()
+        self._database.close()
+
+
+def _limits(job: Job) -> Limits:
+    limits = job.spec["limits"]
+    return Limits(limits["max_seconds"] - job.spent_seconds, limits["max_seconds"], limits["max_memory"])

@@ -1,0 +1,46 @@
+"""The training process: `python -m worker.training <pid of its supervisor>`.
+
+It imports torch, waits for its assignment on standard input, runs that one attempt and ends. Whatever it
+prints becomes the job's log.
+
+Exit status:
+    0  the attempt was ended in the database: succeeded, failed, released, or given up on request
+    1  an error nobody expected; its traceback is printed, and the supervisor releases the attempt
+    3  the attempt is no longer the job's
+    4  the supervisor is gone
+"""
+
+import os
+import sys
+import traceback
+
+from worker.lifeline import die_with_parent
+
+EXIT_STALE = 3
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))  # first of all: importing torch takes seconds
+    from worker.wire import Inbox
+
+    inbox = Inbox()
+    import worker.attempt  # torch and the whole of kdcore
+    from storage.errors import StaleAttemptError
+
+    fence = inbox.assignment()
+    status = 1
+    try:
+        worker.attempt.run(fence, inbox)
+        status = 0
+    except StaleAttemptError as error:
+        print(f"stopped: {error}")
+        status = EXIT_STALE
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the interpreter's own end takes a while with torch loaded
+
+
+if __name__ == "__main__":
+    main()
