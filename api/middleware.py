@@ -41,25 +41,34 @@ class RequestMiddleware:
     async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
         status: int | None = None
+        told = False
 
-        async def send_with_headers(message: Message) -> None:
+        def tell() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                seconds = time.perf_counter() - begun
+                telemetry.observe(scope["method"], _route(scope), status or CLIENT_GONE, seconds)
+                _log(scope, status or CLIENT_GONE, seconds)
+
+        async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(MutableHeaders(raw=message["headers"]), scope["request_id"])
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                tell()  # now: what runs in the background afterwards is not the client's time
 
         try:
-            await self._answer(scope, receive, send_with_headers)
+            await self._answer(scope, receive, send_observed)
         except Exception:
             log.exception("request failed", method=scope["method"], route=_route(scope))
             if status is not None:
                 raise  # half an answer is out: only closing the connection tells
-            await internal_problem(Request(scope))(scope, receive, send_with_headers)
+            await internal_problem(Request(scope))(scope, receive, send_observed)
         finally:
-            seconds = time.perf_counter() - begun
-            telemetry.observe(scope["method"], _route(scope), status or CLIENT_GONE, seconds)
-            _log(scope, status or CLIENT_GONE, seconds)
+            tell()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None if self._settings.api_keys else _foreign_page(scope, self._settings)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -134,7 +135,17 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed", 400: "malformed"}
     details = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
     detail = details.get(error.status_code, error.detail)
-    return problem(request, error.status_code, codes.get(error.status_code, "error"), detail, headers=error.headers)
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return problem(request, error.status_code, codes.get(error.status_code, "error"), detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route at this address; Starlette names those of the first alone."""
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path_regex.match(request.scope["path"]):
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
 
 
 async def _on_validation(request: Request, error: RequestValidationError) -> Response:
@@ -175,7 +186,7 @@ async def _on_database(request: Request, error: DBAPIError | PoolTimeoutError) -
     reason = str(getattr(error, "orig", None) or "").lower()
     if any(words in reason for words in DISK_FULL):
         return problem(request, 507, "insufficient_storage", "the database's disk is full; nothing was stored")
-    away = isinstance(error, (OperationalError, PoolTimeoutError)) or error.connection_invalidated
+    away = isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError)) or error.connection_invalidated
     if not away:
         raise error
     detail = "the database does not answer; nothing was lost, try again"

@@ -99,7 +99,7 @@ class Client:
     ) -> Iterator[Job]:
         """Jobs, newest first; pages are fetched as they are needed."""
         wanted: dict[str, Any] = {"limit": page_size, "status": status, "name": name}
-        wanted["label"] = [f"{key}={value}" for key, value in (labels or {}).items()]
+        wanted["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         query = {key: value for key, value in wanted.items() if value}
         while True:
             page = self._sender.send("GET", "/jobs", again=True, params=query).json()

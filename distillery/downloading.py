@@ -12,7 +12,6 @@ from distillery.errors import ApiError, DownloadFailed
 from distillery.sending import TRIES, Sender
 
 READ_SECONDS = 60.0
-CHUNK = 1 << 20
 
 
 def fetch(sender: Sender, job_id: str, artifact: Mapping[str, Any], folder: Path) -> Path:
@@ -73,7 +72,7 @@ def _append(sender: Sender, path: str, part: Path, there: int) -> None:
     with sender.stream(path, headers, READ_SECONDS) as response:
         resumed = response.status_code == 206
         with part.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_bytes():
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in OURS:
             raise
-        needed = "server,train" if options.command in ("serve", "worker") else "server"
+        needed = "server" if options.command == "migrate" else "server,train"
         extra = f"pip install 'distillery[{needed}]'"
         print(f"distillery {options.command} needs {error.name}, which is not installed: {extra}", file=sys.stderr)
         return WRONG

@@ -26,9 +26,12 @@ def watch(client: Client, job_id: str) -> Job:
 
 
 def describe(type: str, data: Mapping[str, Any]) -> str:
-    """An event as a line: its type and its small values."""
-    shown = [str(value) for value in data.values() if isinstance(value, str | int) and not isinstance(value, bool)]
-    return " ".join([type.replace("_", " "), *shown])
+    """An event as a line: its type, its small values, and what went wrong."""
+    values = {name: value for name, value in data.items() if name not in ("at", "attempt", "error", "summary")}
+    shown = [str(value) for value in values.values() if isinstance(value, str | int | float)]
+    error = data.get("error")
+    wrong = f"({error.get('code')}: {error.get('message')})" if isinstance(error, dict) else ""
+    return " ".join(filter(None, [type.replace("_", " "), *shown, wrong]))
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:

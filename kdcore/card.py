@@ -149,8 +149,8 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
     points = f"{gain['accuracy'] * 100:+.2f} points, 95% interval {low * 100:+.2f} to {high * 100:+.2f}"
     return (
         f"\nGain of distillation over the same student trained on the labels alone: {points} ({gain['method']})."
-        f" McNemar's test ({test['method']}): {test['only_student_right']} samples only the distilled student has right,"
-        f" {test['only_baseline_right']} only the other, p = {test['p']:.2g}.\n"
+        f" McNemar's test ({test['method']}): {test['only_student_right']} samples only the distilled student has"
+        f" right, {test['only_baseline_right']} only the other, p = {test['p']:.2g}.\n"
     )
 
 

@@ -14,7 +14,7 @@ from storage.tables import Job
 
 def queue_figures(session: Session) -> dict[str, Any]:
     """Jobs by status, age of the oldest queued job in seconds, training speed now."""
-    counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+    counts = {row[0]: row[1] for row in session.execute(select(Job.status, func.count()).group_by(Job.status))}
     oldest = session.scalar(select(now() - func.min(Job.available_at)).where(Job.status == Status.QUEUED))
     running = session.scalars(select(Job.progress).where(Job.status == Status.RUNNING))
     speed = sum(float((progress or {}).get("samples_per_second") or 0) for progress in running)

@@ -1,7 +1,7 @@
 """What the API shows of jobs: one, a page, and what belongs to them. Read-only; owners see their own."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import func, select
@@ -185,8 +185,11 @@ class Glance:
 
 def glance(session: Session, job_ids: Iterable[str]) -> dict[str, Glance]:
     """The current state of several jobs at once; deleted ones are absent."""
-    columns = (
-        Job.id, Job.status, Job.stage, Job.request, Job.attempt, Job.version, Job.last_event, Job.progress, Job.updated_at,
-    )  # fmt: skip
-    rows = session.execute(select(*columns).where(Job.id.in_(list(job_ids))))
+    columns = [getattr(Job, field.name) for field in fields(Glance)]
+    rows = session.execute(select(Job.id, *columns).where(Job.id.in_(list(job_ids))))
     return {row.id: Glance(*row[1:]) for row in rows}
+
+
+def owned(session: Session, owner: str, job_ids: Iterable[str]) -> set[str]:
+    """Those of the jobs that are this owner's."""
+    return set(session.scalars(select(Job.id).where(Job.id.in_(list(job_ids)), Job.owner == owner)))

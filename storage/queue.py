@@ -33,6 +33,7 @@ def make_celery(settings: Settings, *, sender: bool = False) -> Celery:
         task_queues=[Queue(queue_name(settings, "auto")), Queue(queue_name(settings, "cuda"))],
         task_reject_on_worker_lost=False,
         task_publish_retry_policy={"max_retries": 0},
+        broker_pool_limit=40,  # threads that ring a frozen broker must not wait for each other
         worker_pool="prefork",
         worker_concurrency=1,
         worker_pool_start_method="spawn",
@@ -52,7 +53,7 @@ def _embedded(settings: Settings) -> dict[str, Any]:
     (folder / "messages").mkdir(parents=True, exist_ok=True)
     (folder / "control").mkdir(exist_ok=True)
     return {
-        "broker_url": f"{ALIAS}://",
+        "broker_url": f"{ALIAS}://localhost",  # no host would be a warning at every start
         "task_acks_late": True,  # prefetch cannot be disabled here, and an early ack reserves one more
         "broker_transport_options": {
             "data_folder_in": str(folder / "messages"),
@@ -70,7 +71,6 @@ def _redis(url: str, sender: bool) -> dict[str, Any]:
         options["max_retries"] = 0  # of the connection; sending has its own policy
     return {
         "broker_url": url,
-        "broker_pool_limit": 40 if sender else 10,  # threads that ring a frozen broker do not queue up behind it
         "task_acks_late": False,
         "worker_disable_prefetch": True,
         "broker_transport_options": options,

@@ -156,13 +156,10 @@ def publish(session: Session, fence: Fence, artifacts: Iterable[NewArtifact]) ->
     """
     _fenced_update(session, fence, {"version": Job.version + 1})
     session.execute(delete(Artifact).where(Artifact.job_id == fence.job_id))
-    rows = [
-        {"job_id": fence.job_id, "name": a.name, "digest": a.digest, "size": a.size, "media_type": a.media_type,
-         "created_at": now()}
-        for a in artifacts
-    ]  # fmt: skip
+    rows = [{"job_id": fence.job_id, **vars(artifact)} for artifact in artifacts]
     if rows:
-        session.execute(insert(Artifact), rows)
+        # Several rows at once take SQL expressions from the statement only.
+        session.connection().execute(insert(Artifact).values(created_at=now()), rows)
 
 
 def _fenced_update(session: Session, fence: Fence, values: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from storage.settings import Settings
 from storage.tables import Artifact, Checkpoint, Job
 
 DAY = 86_400.0
+Table = type[Checkpoint] | type[Artifact]
 
 
 @dataclass
@@ -31,30 +32,33 @@ class Swept:
 def sweep(database: Database, settings: Settings) -> Swept:
     """Apply retention once. Rows go first and files after: what a row names is always there."""
     done = Swept()
+    giving: dict[Table, Select[Any]] = {Checkpoint: _ended()}
+    with database.read() as session:
+        giving[Artifact] = _ended().where(Job.id.not_in(_needed_teachers(session)))
     with database.write() as session:
-        done.checkpoints = _expire(session, Checkpoint, settings.keep_checkpoints_days)
+        done.checkpoints = _expire(session, Checkpoint, giving[Checkpoint], settings.keep_checkpoints_days)
         if settings.keep_artifacts_days is not None:
-            done.artifacts = _expire(session, Artifact, settings.keep_artifacts_days)
+            done.artifacts = _expire(session, Artifact, giving[Artifact], settings.keep_artifacts_days)
     if settings.disk_quota_bytes is not None:
-        _enforce_quota(database, settings.disk_quota_bytes, done)
+        _enforce_quota(database, giving, settings.disk_quota_bytes, done)
     done.bytes = _sweep_blobs(database, settings) + _sweep_folders(database, settings)
     return done
 
 
-def _expire(session: Session, table: type[Checkpoint] | type[Artifact], days: float) -> int:
-    old = _giving(session, table).where(Job.finished_at < now() - days * DAY)
+def _ended() -> Select[Any]:
+    return select(Job.id).where(Job.status.in_(TERMINAL))
+
+
+def _needed_teachers(session: Session) -> set[str]:
+    """Jobs whose teacher a job that has not ended is to be distilled from."""
+    specs = session.scalars(select(Job.spec["teachers"]).where(Job.status.not_in(TERMINAL)))
+    weights = [teacher.get("weights") or {} for teachers in specs for teacher in teachers]
+    return {source["job"] for source in weights if "job" in source}
+
+
+def _expire(session: Session, table: Table, giving: Select[Any], days: float) -> int:
+    old = giving.where(Job.finished_at < now() - days * DAY)
     return len(session.scalars(delete(table).where(table.job_id.in_(old)).returning(table.job_id)).all())
-
-
-def _giving(session: Session, table: type[Checkpoint] | type[Artifact]) -> Select[Any]:
-    """Ids of the jobs whose checkpoints or artifacts may go: they ended, and no other job needs their teacher."""
-    ended = select(Job.id).where(Job.status.in_(TERMINAL))
-    if table is Checkpoint:
-        return ended
-    teachers = session.scalars(select(Job.spec["teachers"]).where(Job.status.not_in(TERMINAL)))
-    weights = [teacher.get("weights") or {} for some in teachers for teacher in some or []]
-    needed = {source["job"] for source in weights if "job" in source}
-    return ended.where(Job.id.not_in(needed)) if needed else ended
 
 
 def used_bytes(session: Session) -> int:
@@ -64,17 +68,17 @@ def used_bytes(session: Session) -> int:
     return int(checkpoints) + int(session.scalar(select(func.coalesce(func.sum(unique.c.size), 0))) or 0)
 
 
-def _enforce_quota(database: Database, quota: int, done: Swept) -> None:
+def _enforce_quota(database: Database, giving: dict[Table, Select[Any]], quota: int, done: Swept) -> None:
     """Finished jobs give up their checkpoints, oldest first, then their artifacts, until it fits.
 
     One short transaction per job: submissions and heartbeats come between.
     """
-    for table in (Checkpoint, Artifact):
+    for table, ended in giving.items():
         while True:
             with database.write() as session:
                 if used_bytes(session) <= quota:
                     return
-                holders = _giving(session, table).where(select(table.job_id).where(table.job_id == Job.id).exists())
+                holders = ended.where(select(table.job_id).where(table.job_id == Job.id).exists())
                 oldest = session.scalar(holders.order_by(Job.finished_at, Job.id).limit(1))
                 if oldest is None:
                     break

@@ -6,7 +6,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import inspect
 
 from storage.database import Database
@@ -26,15 +25,10 @@ def migrate(database: Database, revision: str = "head") -> None:
     """Bring the schema to `revision`; on an empty database this creates it.
 
     Raises:
-        SchemaError: it is at a revision that this version does not know.
+        SchemaError: the database is a later version's, or another program's.
     """
-    try:
-        command.upgrade(alembic_config(database), revision)
-    except CommandError as error:
-        raise SchemaError(
-            f"the database's schema cannot be brought to {revision} by this version ({error}): "
-            "start the version that the database belongs to"
-        ) from error
+    _refuse_strangers(database)
+    command.upgrade(alembic_config(database), revision)
 
 
 def downgrade(database: Database, revision: str) -> None:

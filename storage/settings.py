@@ -1,7 +1,6 @@
 """Every setting of the service, read from `DISTILLERY_*` environment variables."""
 
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -140,13 +139,13 @@ class Settings(BaseSettings):
             )
         return self
 
-    @cached_property
+    @property
     def database(self) -> str:
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home / 'distillery.db'}"
 
-    @cached_property
+    @property
     def broker(self) -> str | None:
         """The broker's URL; None for the embedded one."""
         return self.broker_url.get_secret_value() if self.broker_url is not None else None

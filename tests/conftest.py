@@ -6,7 +6,8 @@ they don't, tests of the deployed form are skipped with the reason, or fail unde
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +113,35 @@ def drop_queues(prefix: str) -> None:
     client.close()
 
 
+OpenSettings = Callable[[str, Path], AbstractContextManager[Settings]]
+
+
+@pytest.fixture(scope="session")
+def open_settings(request: pytest.FixtureRequest) -> OpenSettings:
+    """Makes settings of a form, `embedded` or `deployed`, with a database without rows and queues of their own."""
+
+    @contextmanager
+    def opened(form: str, home: Path) -> Iterator[Settings]:
+        if form == "embedded":
+            yield embedded(home)
+            return
+        free = request.getfixturevalue("migrated")
+        url, name = take_postgres(free)
+        prefix = f"distillery-test-{secrets.token_hex(6)}"
+        try:
+            yield embedded(home, database_url=SecretStr(url), broker_url=SecretStr(REDIS), queue_prefix=prefix)
+        finally:
+            give_back_postgres(free, url, name)
+            drop_queues(prefix)
+
+    return opened
+
+
 @pytest.fixture(params=["embedded", "deployed"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
-    """Settings of each form in turn, each with a database without rows and queues of its own."""
-    if request.param == "embedded":
-        yield embedded(tmp_path)
-        return
-    free = request.getfixturevalue("migrated")
-    url, name = take_postgres(free)
-    prefix = f"distillery-test-{secrets.token_hex(6)}"
-    try:
-        yield embedded(tmp_path, database_url=SecretStr(url), broker_url=SecretStr(REDIS), queue_prefix=prefix)
-    finally:
-        give_back_postgres(free, url, name)
-        drop_queues(prefix)
+def settings(request: pytest.FixtureRequest, tmp_path: Path, open_settings: OpenSettings) -> Iterator[Settings]:
+    """Settings of each form in turn."""
+    with open_settings(request.param, tmp_path) as settings:
+        yield settings
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from storage.records import NewArtifact
 from storage.settings import Settings
 from storage.tables import Job
 from worker.identity import whose
-from worker.ledger import Ledger
+from worker.ledger import AWAY, Ledger
 from worker.places import attempt_folder
 from worker.reporting import StorageReporter
 from worker.resuming import find_resume
@@ -56,10 +57,19 @@ def run(fence: Fence, inbox: Inbox) -> None:
         ledger.fail("invalid_spec", str(error))
     except DataError as error:
         ledger.fail("bad_data", str(error))
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        ledger.release("disk_full", f"no space is left for the job's files: {error.filename or settings.home}")
+    except (StaleAttemptError, *AWAY):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        ledger.release(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """Code and message of an error that nobody foresaw; the whole of it is in the log."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return "disk_full", f"no space is left for the job's files: {error.filename or 'the disk is full'}"
+    lines = str(error).splitlines() or [""]
+    return "crashed", f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def _train_and_publish(ledger: Ledger, inbox: Inbox) -> None:
@@ -125,8 +135,9 @@ def _publish(ledger: Ledger, job: Job, out: Path, result: dict[str, Any]) -> Non
     shutil.rmtree(out)
 
     def commit(session: Session) -> None:
-        progress = session.scalar(select(Job.progress).where(Job.id == job.id)) or {}
-        records.report(session, ledger.fence, progress=progress | {"fraction": 1.0, "eta_seconds": 0.0})
+        last = session.scalar(select(Job.progress).where(Job.id == job.id)) or {}
+        done = {"fraction": 1.0, "eta_seconds": 0.0, "epoch": last.get("epochs"), "step": last.get("steps")}
+        records.report(session, ledger.fence, progress=last | done)
         records.publish(session, ledger.fence, artifacts)
         attempts.succeed(session, ledger.fence, result)
 

@@ -67,10 +67,8 @@ class Keeper:
                 log.exception("keeper_failed")  # whatever it was, the worker must go on being seen
 
     def _turn(self, now: float) -> None:
-        if self._flag.exists() and not self._said_draining:
-            with self._database.write() as session:
-                workers.set_status(session, self._card.id, "draining")
-            self._said_draining = True
+        if self._flag.exists():
+            self._say_draining()
         if now >= self._next_beat:
             self._next_beat = now + self._settings.heartbeat_seconds
             with self._database.write() as session:
@@ -80,3 +78,11 @@ class Keeper:
             done = reconcile(self._database, self._doorbell, self._settings)
             for fence in done.taken_back:
                 log.warning("attempt_taken_back", job_id=fence.job_id, attempt=fence.attempt)
+
+    def _say_draining(self) -> None:
+        if self._settings.broker is None and self._doorbell.waiting("auto") == 0:
+            self._doorbell.ring("auto")  # ends Celery's wait for messages, which is 2 s long over files
+        if not self._said_draining:
+            with self._database.write() as session:
+                workers.set_status(session, self._card.id, "draining")
+            self._said_draining = True

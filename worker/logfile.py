@@ -22,11 +22,11 @@ class BoundedLog:
         """Length of the kept beginning, once something was cut."""
         self._tail_from = 0
         self._cut = 0
-        self._last = b""
+        self._line = self._last = b""
 
     def write(self, data: bytes) -> None:
         """Append."""
-        self._last = (self._last + data)[-_LONGEST_LINE:]
+        self._remember(data)
         for start in range(0, len(data), self._quarter):
             piece = data[start : start + self._quarter]
             if self._size + len(piece) > self._max:
@@ -50,10 +50,16 @@ class BoundedLog:
         self._size = self._tail_from + self._file.write(kept)
         os.replace(temporary, self._path)
 
+    def _remember(self, data: bytes) -> None:
+        *ended, rest = (self._line + data).split(b"\n")
+        self._line = rest[:_LONGEST_LINE]
+        said = [line for line in (*ended, rest) if line.strip()]
+        if said:
+            self._last = said[-1][:_LONGEST_LINE]
+
     def last_line(self) -> str:
-        """The last line that is not empty, shortened; of a traceback that is the exception."""
-        lines = [line for line in self._last.decode("utf-8", "replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+        """The last line that is not empty, shortened."""
+        return self._last.decode("utf-8", "replace").strip()
 
     def close(self) -> None:
         self._file.close()

@@ -68,7 +68,7 @@ def _make_worker(settings: Settings, card: WorkerCard) -> Any:
     return app.Worker(
         hostname=f"{card.id}@{card.hostname}",
         queues=[queue_name(settings, device) for device in devices],
-        loglevel=settings.log_level,
+        loglevel="WARNING",  # of what billiard prints itself; everything else is configured already
         without_gossip=True,
         without_mingle=True,
         quiet=True,

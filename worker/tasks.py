@@ -1,5 +1,6 @@
 """What Celery's child runs: the doorbell, and the slot behind the door."""
 
+import logging
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ _slot: Slot | None = None  # of this process
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _configure_logging(**_: Any) -> None:
     configure_logging(Settings())
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # a line for every doorbell
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]

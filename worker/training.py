@@ -26,7 +26,10 @@ def main() -> None:
     inbox = Inbox()
     import worker.attempt  # torch and the whole of kdcore
     from storage.errors import StaleAttemptError
+    from worker.warmup import warm_up
 
+    if not inbox.waiting():
+        warm_up()
     fence = inbox.assignment()
     status = 1
     try:

@@ -34,6 +34,10 @@ class Inbox:
         self._assignment: queue.Queue[Fence] = queue.Queue(1)
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
+    def waiting(self) -> bool:
+        """Whether a job has come."""
+        return not self._assignment.empty()
+
     def assignment(self) -> Fence:
         """Waits for the job."""
         return self._assignment.get()

@@ -68,9 +68,7 @@ def test_no_password_stands_in_the_file(root: Path) -> None:
         assert value.startswith("${"), name
 
 
-def test_the_example_environment_names_every_variable_and_no_password(
-    root: Path, passwords: dict[str, str]
-) -> None:
+def test_the_example_environment_names_every_variable_and_no_password(root: Path, passwords: dict[str, str]) -> None:
     text = (root / "deploy.env.example").read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", (root / "docker-compose.yml").read_text()))
     named = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from kdcore import train
 from kdcore.errors import TrainingError
 from kdcore.job import choose_here
+from kdcore.recorder import Recorder
 from kdcore.reporter import Interrupted, RecordingReporter, Request
 from kdcore.spec import parse_spec
 
@@ -70,6 +72,16 @@ def test_several_stages_of_all_kinds(light: Any, tiny: dict[str, Any]) -> None:
     assert found["selected"] == wanted["selected"]
     assert points(*reporters) == points(whole)
     assert set(wanted["selected"]) == {"teacher-1", "baseline-1", "baseline-2", "distill-1", "distill-2"}
+
+
+def test_values_that_wait_on_the_device_are_read_before_a_checkpoint(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA values are read every 16 steps; whatever a checkpoint covers has been reported."""
+    monkeypatch.setattr(train, "Recorder", lambda *a, **k: Recorder(*a, **{**k, "on_cuda": True}))
+    _, whole = light(tiny)
+    _, reporters = interrupted(light, tiny, 4)
+    assert points(*reporters) == points(whole)
 
 
 class Crash(RecordingReporter):

@@ -220,6 +220,11 @@ def test_the_best_epoch_is_kept_by_the_metric_that_was_asked_for(light: Any, tin
         assert left["selected"]["distill-1"][metric] == better(values)
 
 
+def test_the_first_of_equal_epochs_is_the_best(light: Any, tiny: dict[str, Any]) -> None:
+    tiny["stages"][0] |= {"epochs": 3, "optimizer": {"type": "sgd", "lr": 1e-12}}
+    assert light(tiny)[0]["selected"]["distill-1"]["epoch"] == 1
+
+
 def test_early_stopping_counts_epochs_that_did_not_improve(light: Any, tiny: dict[str, Any]) -> None:
     tiny["stages"][0] |= {"epochs": 50, "early_stopping": {"patience": 2, "min_delta": 100.0}}
     left, reporter = light(tiny)
@@ -256,17 +261,48 @@ def test_a_loss_that_is_not_finite_fails_the_job_and_keeps_the_last_good_checkpo
     assert all(value.isfinite().all() for value in saved["running"]["model"].values())
 
 
-def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(light: Any, tiny: dict[str, Any]) -> None:
-    """The loss is finite, the update is not: only a look at the weights tells, one step before the loss does."""
-    sgd = {"type": "sgd", "lr": 1000.0, "momentum": 0.99, "weight_decay": 100.0}
-    tiny["teachers"][0]["train"] |= {"optimizer": sgd, "gradient_clip": None, "epochs": 30}
-    del tiny["teachers"][0]["train"]["schedule"]
+@pytest.mark.parametrize(("clip", "what"), [(None, "a weight"), (1.0, "the gradient")])
+def test_an_update_that_is_not_finite_never_reaches_a_checkpoint(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clip: float | None, what: str
+) -> None:
+    """The loss is finite, its gradient is not: the loss tells only a step later, and a checkpoint lies between."""
+    forward, calls = KD.forward, 0
+
+    def broken(self: KD, student: Any, *others: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        zero = 0 * student["logits"].sum()
+        return forward(self, student, *others) + (zero.sqrt() if calls == 7 else zero)
+
+    monkeypatch.setattr(KD, "forward", broken)
+    tiny["stages"][0]["gradient_clip"] = clip
     reporter = RecordingReporter()
-    with pytest.raises(TrainingError, match="stage 'teacher-1'") as caught:
+    with pytest.raises(TrainingError, match=f"{what} became nan at step 7 of stage 'distill-1'") as caught:
         light({**tiny, "checkpoint": {"every_steps": 1}}, reporter)
     assert caught.value.code == "diverged"
+    assert reporter.checkpoints[-1].step == 6
     saved = torch.load(reporter.checkpoints[-1].path, weights_only=True)
     assert all(value.isfinite().all() for value in saved["running"]["model"].values())
+
+
+def test_every_step_is_augmented_anew_and_validation_never(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    sizes: list[int] = []
+    original = train.augment
+
+    def watch(images: Tensor, config: Any, generator: torch.Generator) -> Tensor:
+        seeds.append(generator.initial_seed())
+        sizes.append(len(images))
+        return original(images, config, generator)
+
+    monkeypatch.setattr(train, "augment", watch)
+    light(tiny)
+    teacher, baseline, student = seeds[:10], seeds[10:20], seeds[20:]
+    assert baseline == student
+    assert len(set(teacher + student)) == 20
+    assert sizes == [48, 48, 48, 48, 8] * 6
 
 
 def test_recorder_on_a_device_that_waits_reads_in_batches_and_misses_nothing() -> None:

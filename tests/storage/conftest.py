@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ class Jobs:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._urgency = 1000
 
     def submit(self, *, key: str | None = None, digest: str = "sha256:one", most: int = 10_000, **spec: Any) -> str:
         owner = spec.pop("owner", "alice")
@@ -44,7 +44,8 @@ class Jobs:
 
     def running(self, **spec: Any) -> Fence:
         """A new job that runs; other queued jobs stay so."""
-        job_id = self.submit(priority=100, **spec)
+        self._urgency += 1
+        job_id = self.submit(priority=self._urgency, **spec)
         fence = self.claim()
         assert fence.job_id == job_id
         return fence
@@ -118,7 +119,6 @@ class Jobs:
 @pytest.fixture
 def jobs(database: Database) -> Jobs:
     return Jobs(database)
-
 
 
 def at_once(number: int, work: Callable[[int], Any]) -> list[Any]:

@@ -1,0 +1,60 @@
+"""Running the API: one or several uvicorn processes."""
+
+import os
+import shutil
+
+import uvicorn
+
+from storage import schema
+from storage.database import Database
+from storage.log import configure_logging
+from storage.settings import Settings
+
+GRACE_SECONDS = 2
+"""What open streams get when the service stops: their clients reconnect."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. With several processes, each reads its settings from the environment.
+
+    Raises:
+        SchemaError: the database belongs to another version.
+        OperationalError: the database does not answer.
+    """
+    configure_logging(settings)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    try:
+        schema.ensure(database)  # here, so that what is wrong is said once and plainly
+    finally:
+        database.close()
+    several = settings.api_processes > 1
+    if several:
+        _share_metrics(settings)
+    uvicorn.run(
+        "api.app:create_app" if several else _factory(settings),
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.api_processes,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=30,
+    )
+
+
+def _share_metrics(settings: Settings) -> None:
+    """Before prometheus_client is imported: the processes count into files that each of them can read."""
+    folder = settings.home / "prometheus"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def _factory(settings: Settings):  # type: ignore[no-untyped-def]
+    from api.app import create_app
+
+    return lambda: create_app(settings)

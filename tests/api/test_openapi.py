@@ -1,0 +1,107 @@
+"""The OpenAPI document: every route, every answer, and schemas that real answers satisfy."""
+
+import re
+
+import httpx
+import jsonschema
+import pytest
+import yaml
+
+from api import openapi
+from api.app import create_app
+from kdcore.plan import make_plan
+from kdcore.spec import parse_spec
+from tests.api.conftest import SPEC, Api, submit
+from tests.conftest import embedded
+
+TABLE = {
+    ("post", "/jobs"), ("post", "/jobs/plan"), ("get", "/jobs"), ("get", "/jobs/{job_id}"),
+    ("delete", "/jobs/{job_id}"),
+    ("post", "/jobs/{job_id}/cancel"), ("post", "/jobs/{job_id}/pause"), ("post", "/jobs/{job_id}/resume"),
+    ("post", "/jobs/{job_id}/retry"), ("get", "/jobs/{job_id}/metrics"), ("get", "/jobs/{job_id}/events"),
+    ("get", "/jobs/{job_id}/logs"), ("get", "/jobs/{job_id}/checkpoints"), ("get", "/jobs/{job_id}/artifacts"),
+    ("get", "/jobs/{job_id}/artifacts/{name}"), ("head", "/jobs/{job_id}/artifacts/{name}"), ("get", "/catalog/losses"),
+    ("get", "/catalog/models"), ("get", "/catalog/data"), ("get", "/catalog/spec"), ("get", "/workers"),
+    ("get", "/metrics"), ("get", "/healthz"), ("get", "/readyz"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return create_app(embedded(tmp_path_factory.mktemp("document"))).openapi()
+
+
+def operations(document: dict):
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def test_every_route_is_there_with_a_summary_and_a_name_of_its_own(document: dict):
+    assert {(method, path) for method, path, _ in operations(document)} == TABLE
+    assert all(operation["summary"] for _, _, operation in operations(document))
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(names) == len(set(names))
+
+
+def test_every_error_is_a_problem_with_an_example(document: dict):
+    for method, path, operation in operations(document):
+        errors = {status: body for status, body in operation["responses"].items() if int(status) >= 400}
+        assert "500" in errors, (method, path)
+        if path not in ("/healthz", "/readyz", "/metrics"):
+            assert {"401", "403", "422", "503"} <= set(errors), (method, path)
+        for body in errors.values():
+            (media,) = body["content"]
+            assert media == "application/problem+json"
+            jsonschema.validate(body["content"][media]["example"], standalone(document, "Problem"))
+
+
+def standalone(document: dict, name: str) -> dict:
+    return {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+
+
+def test_every_reference_leads_somewhere(document: dict):
+    names = set(re.findall(r"#/components/schemas/([A-Za-z0-9_-]+)", str(document)))
+    assert names <= set(document["components"]["schemas"])
+    assert "JobSpec" in names
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_spec_is_documented_and_its_examples_are_good_jobs(document: dict):
+    for path in ("/jobs", "/jobs/plan"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert set(content) == {"application/json", "application/yaml"}
+        for media in content.values():
+            assert media["schema"] == {"$ref": "#/components/schemas/JobSpec"}
+    schema = standalone(document, "JobSpec")
+    jsonschema.validate(openapi.JSON_EXAMPLE, schema)
+    for example in (openapi.JSON_EXAMPLE, openapi.YAML_EXAMPLE):
+        assert make_plan(parse_spec(example)).total_steps > 0
+    assert yaml.safe_load(openapi.YAML_EXAMPLE)["name"] == "mnist-mlp"
+
+
+def test_answers_are_as_documented(api: Api, client: httpx.Client, document: dict):
+    job_id = submit(client)["id"]
+    api.succeed(api.claim(job_id), {"student.onnx": b"x"})
+    paths = {
+        "/jobs": "/jobs",
+        "/jobs/{job_id}": f"/jobs/{job_id}",
+        "/jobs/{job_id}/events": f"/jobs/{job_id}/events",
+        "/jobs/{job_id}/metrics": f"/jobs/{job_id}/metrics",
+        "/jobs/{job_id}/checkpoints": f"/jobs/{job_id}/checkpoints",
+        "/jobs/{job_id}/artifacts": f"/jobs/{job_id}/artifacts",
+        "/catalog/losses": "/catalog/losses",
+        "/catalog/data": "/catalog/data",
+        "/workers": "/workers",
+        "/healthz": "/healthz",
+    }
+    for template, path in paths.items():
+        schema = document["paths"][template]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(client.get(path).json(), schema | {"components": document["components"]})
+    plan = client.post("/jobs/plan", json=SPEC).json()
+    jsonschema.validate(plan, standalone(document, "PlanAnswer"))
+
+
+def test_the_document_is_served(files_client: httpx.Client, document: dict):
+    assert files_client.get("/openapi.json").json() == document
+    assert "/openapi.json" in files_client.get("/docs").text

@@ -1,0 +1,138 @@
+"""`distillery serve` and `make demo`: they start with one command, and leave nothing behind however they end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from distillery import Client
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Marked
+
+ROOT = Path(__file__).parents[2]
+ENDLESS: dict[str, Any] = {
+    "name": "endless",
+    "data": {"type": "digits"},
+    "teachers": [{"model": {"type": "mlp", "hidden": [16]}, "train": {"epochs": 100_000}}],
+    "student": {"model": {"type": "mlp", "hidden": [4]}},
+    "checkpoint": {"every_seconds": 0.5},
+}
+
+
+def address(home: Path, marked: Marked, launcher: subprocess.Popen[bytes]) -> str:
+    """What the launcher printed, once it is ready."""
+    end = time.monotonic() + 120
+    while (found := re.search(r"answers at (http\S+)", marked.output(launcher))) is None:
+        assert launcher.poll() is None, marked.output(launcher)
+        assert time.monotonic() < end, marked.output(launcher)
+        time.sleep(0.05)
+    return found[1]
+
+
+def start(marked: Marked, home: Path) -> tuple[subprocess.Popen[bytes], str]:
+    launcher = marked.start("distillery", "serve", "--home", str(home), "--port", "0")
+    return launcher, address(home, marked, launcher)
+
+
+def until_training(client: Client, id: str) -> dict[str, Any]:
+    end = time.monotonic() + 60
+    while not (job := client.get(id))["progress"] or job["status"] != "running":
+        assert time.monotonic() < end, job
+        time.sleep(0.05)
+    return job
+
+
+def test_two_on_one_home_are_refused_and_ctrl_c_ends_everything(marked: Marked, tmp_path: Path) -> None:
+    launcher, url = start(marked, tmp_path)
+    second = marked.start("distillery", "serve", "--home", str(tmp_path), "--port", "0")
+    assert second.wait(60) == 1
+    assert url in marked.output(second)
+    with Client(url) as client:
+        id = client.submit(ENDLESS)["id"]
+        until_training(client, id)
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
+    assert launcher.wait(30) == 0, marked.output(launcher)
+    marked.assert_none_left(1)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz")
+
+
+def test_a_killed_launcher_leaves_nothing_and_the_next_one_goes_on_with_the_job(marked: Marked, tmp_path: Path) -> None:
+    launcher, url = start(marked, tmp_path)
+    with Client(url) as client:
+        id = client.submit(ENDLESS)["id"]
+        until_training(client, id)
+        launcher.kill()
+        launcher.wait(10)
+    marked.assert_none_left(20)
+    launcher, url = start(marked, tmp_path)
+    with Client(url) as client:
+        assert client.list(name="endless")
+        job = until_training(client, id)
+        assert job["attempt"] == 2
+        client.cancel(id)
+        assert client.wait(id, timeout=30, check=False)["status"] == "cancelled"
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(30) == 0, marked.output(launcher)
+    marked.assert_none_left(1)
+
+
+def test_a_child_that_dies_is_started_again(marked: Marked, tmp_path: Path) -> None:
+    launcher, url = start(marked, tmp_path)
+    (api,) = [process for process in marked.left() if process.ppid() == launcher.pid and "api" in process.cmdline()]
+    api.kill()
+    with Client(url) as client:
+        end = time.monotonic() + 60
+        while client._sender.send("GET", "/healthz", again=True).status_code != 200:
+            assert time.monotonic() < end
+    assert api.pid not in [process.pid for process in marked.left()]
+    assert "starting it again" in marked.output(launcher)
+
+
+def test_the_demo_ends_with_a_student_that_works_and_leaves_nothing(marked: Marked, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    demo = marked.start("distillery.demo", "examples/digits-mlp.yaml", "--out", str(out))
+    assert demo.wait(180) == 0, marked.output(demo)
+    marked.assert_none_left(0.5)
+    shown = marked.output(demo)
+    assert [shown.count(f"\n {row} ") for row in ("teacher", "baseline", "distilled student")] == [1, 1, 1]
+    there, measured = re.findall(r"accuracy (\d\.\d{4}) \(the service measured (\d\.\d{4})\)", shown)[0]
+    assert there == measured
+    assert (out / "student.onnx").stat().st_size > 0
+    pasted = [line.strip() for line in shown.partition("What next:")[2].splitlines() if not line.startswith("  #")]
+    for command in pasted:
+        if "student" in command:
+            done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+            assert (done.returncode, bool(done.stdout)) == (0, True), command + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(marked: Marked, number: signal.Signals) -> None:
+    demo = marked.start("distillery.demo")
+    end = time.monotonic() + 120
+    while "stage started" not in marked.output(demo):
+        assert demo.poll() is None, marked.output(demo)
+        assert time.monotonic() < end, marked.output(demo)
+        time.sleep(0.05)
+    os.killpg(demo.pid, number)
+    assert demo.wait(30) == 130, marked.output(demo)
+    marked.assert_none_left(0.5)
+
+
+def test_a_demo_that_fails_says_why_and_leaves_nothing(marked: Marked, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("data: {type: digits}\nteachers: [{model: {type: mlp}}]\nstudent: {model: {type: nlp}}\n")
+    demo = marked.start("distillery.demo", str(job))
+    assert demo.wait(120) == 1
+    assert "student.model.type" in marked.output(demo)
+    assert "Traceback" not in marked.output(demo)
+    marked.assert_none_left(0.5)

@@ -1,0 +1,112 @@
+"""The artifact store: complete or absent, whoever writes at the same time."""
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from storage.blobs import BlobStore
+from storage.errors import BlobError
+
+
+@pytest.fixture
+def store(tmp_path):
+    return BlobStore(tmp_path / "blobs")
+
+
+def source(tmp_path, content, name="source"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def files(store):
+    return sorted(path.name for path in store.root.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1])
+def test_what_is_put_comes_back_under_its_digest(store, tmp_path, size):
+    content = os.urandom(size)
+    digest, length = store.put(source(tmp_path, content))
+    assert (digest, length) == (f"sha256:{hashlib.sha256(content).hexdigest()}", size)
+    assert store.path(digest, length).read_bytes() == content
+    assert files(store) == [digest.removeprefix("sha256:")]
+
+
+def test_a_put_that_fails_leaves_nothing(store, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.put(source(tmp_path, b"abc"))
+    with pytest.raises(FileNotFoundError):
+        store.put(tmp_path / "absent")
+    assert files(store) == []
+
+
+def test_missing_and_truncated_blobs_are_told(store, tmp_path):
+    digest, size = store.put(source(tmp_path, b"abc"))
+    path = store.path(digest, size)
+    path.write_bytes(b"ab")
+    with pytest.raises(BlobError, match="2 bytes in the store instead of 3"):
+        store.path(digest, size)
+    store.put(source(tmp_path, b"abc"))
+    assert store.path(digest, size).read_bytes() == b"abc"
+    path.unlink()
+    with pytest.raises(BlobError, match="missing"):
+        store.path(digest, size)
+
+
+def test_equal_puts_at_once_are_one_file(store, tmp_path, at_once):
+    content = os.urandom(300_000)
+    path = source(tmp_path, content)
+    results = at_once(8, lambda _: store.put(path))
+    assert len(set(results)) == 1, results
+    assert store.path(*results[0]).read_bytes() == content
+    assert len(files(store)) == 1
+
+
+def test_a_reader_never_sees_half_a_file(store, tmp_path, at_once):
+    content = os.urandom(3 << 20)
+    path = source(tmp_path, content)
+    digest, size = f"sha256:{hashlib.sha256(content).hexdigest()}", len(content)
+
+    def work(index):
+        if index:
+            return store.put(path)
+        while True:
+            for _, found in store.all():
+                assert found.read_bytes() == content
+                return store.path(digest, size)
+
+    results = at_once(3, work)
+    assert not [result for result in results if isinstance(result, Exception)], results
+
+
+def test_only_old_files_are_discarded(store, tmp_path):
+    digest, size = store.put(source(tmp_path, b"abc"))
+    path = store.path(digest, size)
+    assert store.discard(path, older_than_seconds=60) == 0
+    os.utime(path, (time.time() - 61,) * 2)
+    assert store.discard(path, older_than_seconds=60) == 3
+    assert store.discard(path, older_than_seconds=60) == 0
+    assert files(store) == []
+
+
+def test_a_put_makes_an_old_blob_young(store, tmp_path):
+    digest, size = store.put(source(tmp_path, b"abc"))
+    os.utime(store.path(digest, size), (1e9, 1e9))
+    store.put(source(tmp_path, b"abc"))
+    assert store.discard(store.path(digest, size), older_than_seconds=60) == 0
+
+
+def test_a_put_that_meets_a_sweep_survives_it(store, tmp_path, at_once):
+    path = source(tmp_path, b"abc")
+    for _ in range(30):
+        digest, size = store.put(path)
+        found = store.path(digest, size)
+        os.utime(found, (1e9, 1e9))
+        at_once(2, lambda i, found=found: store.put(path) if i else store.discard(found, older_than_seconds=60))
+        assert store.path(digest, size).read_bytes() == b"abc"

@@ -1,0 +1,67 @@
+"""The database away, frozen or busy: clear errors, soon."""
+
+import contextlib
+import socket
+import time
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
+
+from storage import database as module
+from storage import schema
+from storage.database import Database, now
+
+
+def test_nothing_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    database = Database(f"postgresql://nobody@127.0.0.1:{port}/none")
+    with pytest.raises(OperationalError, match="refused"):
+        schema.ensure(database)
+    database.close()
+
+
+def test_a_frozen_server_is_given_up(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        database = Database(f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/none")
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match="timeout"):
+            schema.ensure(database)
+        assert time.monotonic() - started < 5
+        database.close()
+
+
+def test_a_cut_connection_is_replaced(database):
+    if database.engine.dialect.name != "postgresql":
+        return  # SQLite has no connection to cut
+    with database.read() as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+    with database.engine.connect() as other, database.engine.connect() as killer:
+        killer.execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
+        other.close()
+    with database.read() as session:
+        assert session.scalar(text("SELECT 1")) == 1
+
+
+def test_a_write_is_all_or_nothing_and_a_read_writes_nothing(database, jobs):
+    job_id = jobs.submit()
+    with contextlib.suppress(KeyError), database.write() as session:
+        session.execute(text("UPDATE jobs SET priority = 5"))
+        raise KeyError
+    with database.read() as session:
+        session.execute(text("UPDATE jobs SET priority = 7"))
+    assert jobs.get(job_id).priority == 0
+
+
+def test_the_clock(database):
+    for _ in range(3):
+        with database.read() as session:
+            assert abs(session.scalar(select(now())) - time.time()) < 2
+
+
+def test_a_folder_without_room_for_a_database(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        Database(f"sqlite:///{tmp_path}/file/a.db")
