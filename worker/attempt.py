@@ -1,6 +1,7 @@
 """One attempt, from the job's row to its artifacts: load, choose, resume, train, publish."""
 
 import errno
+import os
 import shutil
 import traceback
 from pathlib import Path
@@ -10,11 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kdcore import train
-from kdcore.choices import Choices
+from kdcore.choices import Choices, choose
 from kdcore.config import SpecError
 from kdcore.data import DataError
 from kdcore.errors import TrainingError
-from kdcore.job import choose_here
+from kdcore.plan import Plan
 from kdcore.reporter import Interrupted
 from kdcore.spec import JobSpec, JobWeights, parse_spec
 from storage import attempts, queries, records
@@ -105,7 +106,9 @@ def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
     """What the first attempt chose, or, in the first, what suits this worker."""
     stored = job.choices
     if stored is None:
-        chosen = choose_here(spec, whose().device if spec.device == "auto" else spec.device).model_dump(mode="json")
+        device: Any = whose().device if spec.device == "auto" else spec.device
+        plan = Plan.model_validate(job.plan)
+        chosen = choose(spec, plan, device=device, cores=os.cpu_count() or 1).model_dump(mode="json")
         stored = ledger.write(lambda session: records.store_choices(session, ledger.fence, chosen))
     return Choices.model_validate(stored)
 

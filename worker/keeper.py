@@ -5,14 +5,14 @@ import time
 
 import structlog
 
-from storage import workers
+from storage import attempts, workers
 from storage.database import Database
 from storage.queue import Doorbell
 from storage.reconciler import reconcile
 from storage.settings import Settings
 from storage.workers import WorkerCard
 from worker.identity import drain_flag
-from worker.ledger import AWAY
+from worker.ledger import AWAY, held_by
 
 TICK_SECONDS = 0.1
 
@@ -45,19 +45,22 @@ class Keeper:
         self._flag.touch()
 
     def stop(self) -> None:
-        """Take the worker's row away."""
+        """Take the worker's row away; Celery and its child are gone. What that was made to drop is given back."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(self._settings.lease_seconds)
         self._flag.unlink(missing_ok=True)
         try:
             with self._database.write() as session:
+                for fence in held_by(session, self._card.id):
+                    attempts.yield_job(session, fence, "drain")
                 workers.leave(session, self._card.id)
         except AWAY:
             log.warning("database_away")  # a silent worker's row is forgotten
         self._database.close()
 
     def _run(self) -> None:
+        structlog.contextvars.bind_contextvars(worker_id=self._card.id)
         while not self._stopped.wait(TICK_SECONDS):
             try:
                 self._turn(time.monotonic())

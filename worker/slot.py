@@ -3,7 +3,6 @@
 import os
 
 import structlog
-from sqlalchemy.orm import Session
 
 from storage import attempts, workers
 from storage.database import Database
@@ -13,7 +12,7 @@ from storage.settings import Settings
 from storage.tables import Job
 from storage.workers import WorkerCard
 from worker.identity import drain_flag
-from worker.ledger import AWAY, Ledger, held_by, persist
+from worker.ledger import AWAY, Ledger, held_by
 from worker.lifeline import EXIT_ORPHANED, watch_parent
 from worker.places import attempt_folder
 from worker.spare import Spare
@@ -44,7 +43,7 @@ class Slot:
                 lost = held_by(session, self._card.id)
             for fence in lost:
                 self._release(fence)
-            persist(self._database, self._say_idle, self._settings.lease_seconds)
+            self._say_idle()
         except AWAY:
             log.warning("database_away")  # the lease runs out, and the parent's heartbeat says idle
 
@@ -62,28 +61,30 @@ class Slot:
         self._busy = True
         try:
             while not self._stopping():
-                job = persist(self._database, self._claim, self._settings.lease_seconds)
+                job = self._claim()
                 if job is None:
                     break
                 self._run(job)
             if not self._stopping():
-                persist(self._database, self._say_idle, self._settings.lease_seconds)
+                self._say_idle()
+                self._spare.ready()
         except AWAY:
-            log.warning("database_away")  # whoever rings next finds the jobs where they are
+            log.warning("database_away")  # the jobs stay where they are, and the reconciler rings again
         finally:
             self._busy = False
             if self._orphaned:
                 os._exit(EXIT_ORPHANED)
-            self._spare.ready()
 
-    def _claim(self, session: Session) -> Job | None:
-        job = attempts.claim(session, self._card.id, self._card.serves, self._settings.lease_seconds)
-        if job is not None:
-            workers.set_status(session, self._card.id, "busy", job.id)
+    def _claim(self) -> Job | None:
+        with self._database.write() as session:
+            job = attempts.claim(session, self._card.id, self._card.serves, self._settings.lease_seconds)
+            if job is not None:
+                workers.set_status(session, self._card.id, "busy", job.id)
         return job
 
-    def _say_idle(self, session: Session) -> None:
-        workers.set_status(session, self._card.id, "idle")
+    def _say_idle(self) -> None:
+        with self._database.write() as session:
+            workers.set_status(session, self._card.id, "idle")
 
     def _run(self, job: Job) -> None:
         with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
@@ -101,7 +102,7 @@ class Slot:
             supervisor.run()
 
     def _meanwhile(self, seconds: float) -> None:
-        if seconds > SPARE_AFTER_SECONDS:
+        if seconds > SPARE_AFTER_SECONDS and not self._stopping():
             self._spare.ready()
 
     def _stopping(self) -> bool:

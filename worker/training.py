@@ -10,9 +10,11 @@ Exit status:
     4  the supervisor is gone
 """
 
+import faulthandler
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from worker.lifeline import die_with_parent
 
@@ -20,16 +22,16 @@ EXIT_STALE = 3
 
 
 def main() -> None:
+    faulthandler.enable()
     die_with_parent(int(sys.argv[1]))  # first of all: importing torch takes seconds
     from worker.wire import Inbox
 
     inbox = Inbox()
     import worker.attempt  # torch and the whole of kdcore
     from storage.errors import StaleAttemptError
-    from worker.warmup import warm_up
 
     if not inbox.waiting():
-        warm_up()
+        _warm_up()
     fence = inbox.assignment()
     status = 1
     try:
@@ -43,6 +45,13 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # the interpreter's own end takes a while with torch loaded
+
+
+def _warm_up() -> None:
+    """What a spare pays in advance: reading the smallest data set loads libraries that torch does not."""
+    from kdcore.data.digits import DigitsConfig
+
+    DigitsConfig().load(Path(), download=False)
 
 
 if __name__ == "__main__":

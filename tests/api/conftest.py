@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +21,7 @@ from storage.lifecycle import Fence
 from storage.settings import Settings
 from storage.tables import Job
 from storage.workers import WorkerCard, leave, register
-from tests.conftest import REDIS, drop_postgres, drop_queues, embedded, new_postgres
+from tests.conftest import OpenSettings, embedded
 
 OWNERS = 600
 SPEC = {
@@ -129,23 +128,13 @@ def with_owners(**values: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session", params=["embedded", "deployed"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def api(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, open_settings: OpenSettings
+) -> Iterator[Api]:
     """A server of each form, shared by all tests: each is an owner of its own."""
-    home: Path = tmp_path_factory.mktemp(request.param)
-    if request.param == "embedded":
-        with serving(embedded(home, **with_owners())) as api:
-            yield api
-        return
-    request.getfixturevalue("servers")
-    url, name = new_postgres()
-    prefix = name.replace("_", "-")
-    places = {"database_url": SecretStr(url), "broker_url": SecretStr(REDIS), "queue_prefix": prefix}
-    try:
-        with serving(embedded(home, **with_owners(**places))) as api:
-            yield api
-    finally:
-        drop_postgres(name)
-        drop_queues(prefix)
+    home = tmp_path_factory.mktemp(request.param)
+    with open_settings(request.param, home) as settings, serving(settings.model_copy(update=with_owners())) as api:
+        yield api
 
 
 @pytest.fixture(scope="session")

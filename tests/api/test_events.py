@@ -253,9 +253,10 @@ def test_a_reader_that_stops_reading_holds_no_connection_and_little_memory(api: 
         with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
             connection.sendall(request.encode())
             assert b"200 OK" in connection.recv(4096)
-            time.sleep(0.7)
+            eventually(lambda: len(reads) == 1)
+            time.sleep(0.5)
             assert len(reads) == 1
-            assert api.database.engine.pool.checkedout() == 0
+            eventually(lambda: api.database.engine.pool.checkedout() == 0)  # housekeeping has one now and then
         eventually(lambda: len(api.service.watcher) == 0)
     finally:
         streams._read = read

@@ -14,14 +14,19 @@ DATA = bytes(range(256)) * 1000
 
 
 @pytest.fixture
-def url(api: Api, client: httpx.Client) -> str:
+def url(files_api: Api, files_client: httpx.Client) -> str:
     """Of a published file of 256,000 bytes."""
+    return publish(files_api, files_client)
+
+
+def publish(api: Api, client: httpx.Client) -> str:
     job_id = submit(client)["id"]
     api.succeed(api.claim(job_id), {"student.onnx": DATA, "empty.bin": b"", "with space.txt": b"x"})
     return f"/jobs/{job_id}/artifacts/student.onnx"
 
 
-def test_the_list_leads_to_the_bytes(client: httpx.Client, url: str):
+def test_the_list_leads_to_the_bytes(api: Api, client: httpx.Client):
+    url = publish(api, client)
     found = {artifact["name"]: artifact for artifact in client.get(url.rsplit("/", 1)[0]).json()["data"]}
     assert list(found) == ["empty.bin", "student.onnx", "with space.txt"]
     artifact = found["student.onnx"]
@@ -30,11 +35,13 @@ def test_the_list_leads_to_the_bytes(client: httpx.Client, url: str):
     assert artifact["digest"] == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
     assert artifact["created_at"].endswith("Z")
     for name in found:
-        assert client.get(found[name]["url"]).status_code == 200
+        response = client.get(found[name]["url"])
+        assert response.status_code == 200
+        assert len(response.content) == found[name]["size"]
 
 
-def test_a_download_is_whole_and_says_what_it_is(client: httpx.Client, url: str):
-    response = client.get(url)
+def test_a_download_is_whole_and_says_what_it_is(files_client: httpx.Client, url: str):
+    response = files_client.get(url)
     digest = hashlib.sha256(DATA)
     assert response.status_code == 200
     assert response.content == DATA
@@ -47,13 +54,13 @@ def test_a_download_is_whole_and_says_what_it_is(client: httpx.Client, url: str)
     assert {"private", "immutable"} <= set(response.headers["cache-control"].replace(" ", "").split(","))
 
 
-def test_head_has_the_same_headers_and_no_body(client: httpx.Client, url: str):
-    head, get = client.head(url), client.get(url)
+def test_head_has_the_same_headers_and_no_body(files_client: httpx.Client, url: str):
+    head, get = files_client.head(url), files_client.get(url)
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-length", "etag", "repr-digest", "accept-ranges", "content-type", "last-modified"):
         assert head.headers[name] == get.headers[name]
-    assert client.head(url, headers={"Range": "bytes=0-1"}).status_code == 200
-    missing = client.head(f"{url}x")
+    assert files_client.head(url, headers={"Range": "bytes=0-1"}).status_code == 200
+    missing = files_client.head(f"{url}x")
     assert (missing.status_code, missing.content) == (404, b"")
 
 
@@ -64,18 +71,18 @@ def test_head_has_the_same_headers_and_no_body(client: httpx.Client, url: str):
         ("bytes=0-99999999", 0, 255999), ("bytes=-99999999", 0, 255999), ("BYTES=1-2", 1, 2),
     ],
 )  # fmt: skip
-def test_one_range_is_206(client: httpx.Client, url: str, range: str, first: int, last: int):
-    response = client.get(url, headers={"Range": range})
+def test_one_range_is_206(files_client: httpx.Client, url: str, range: str, first: int, last: int):
+    response = files_client.get(url, headers={"Range": range})
     assert response.status_code == 206
     assert response.content == DATA[first : last + 1]
     assert response.headers["content-range"] == f"bytes {first}-{last}/{len(DATA)}"
     assert response.headers["content-length"] == str(last - first + 1)
-    assert response.headers["etag"] == client.head(url).headers["etag"]
+    assert response.headers["etag"] == files_client.head(url).headers["etag"]
 
 
 @pytest.mark.parametrize("range", ["bytes=256000-", "bytes=999999999999-", "bytes=256000-256001", "bytes=-0"])
-def test_a_range_behind_the_end_is_416(client: httpx.Client, url: str, range: str):
-    response = client.get(url, headers={"Range": range})
+def test_a_range_behind_the_end_is_416(files_client: httpx.Client, url: str, range: str):
+    response = files_client.get(url, headers={"Range": range})
     said(response, 416, "range_not_satisfiable")
     assert response.headers["content-range"] == f"bytes */{len(DATA)}"
 
@@ -83,42 +90,44 @@ def test_a_range_behind_the_end_is_416(client: httpx.Client, url: str, range: st
 @pytest.mark.parametrize(
     "range", ["bytes=a-b", "bytes=5-2", "bytes=-", "items=0-1", "0-1", "bytes=0-1,5-6", "bytes 0-1"]
 )
-def test_what_is_no_single_range_is_answered_whole(client: httpx.Client, url: str, range: str):
-    response = client.get(url, headers={"Range": range})
+def test_what_is_no_single_range_is_answered_whole(files_client: httpx.Client, url: str, range: str):
+    response = files_client.get(url, headers={"Range": range})
     assert (response.status_code, len(response.content)) == (200, len(DATA))
 
 
-def test_if_range_and_if_none_match(client: httpx.Client, url: str):
-    etag = client.head(url).headers["etag"]
-    assert client.get(url, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
-    assert client.get(url, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
-    assert client.get(url, headers={"Range": "bytes=999999-", "If-Range": '"other"'}).status_code == 200
-    same = client.get(url, headers={"If-None-Match": etag})
+def test_if_range_and_if_none_match(files_client: httpx.Client, url: str):
+    etag = files_client.head(url).headers["etag"]
+    assert files_client.get(url, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
+    assert files_client.get(url, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
+    assert files_client.get(url, headers={"Range": "bytes=999999-", "If-Range": '"other"'}).status_code == 200
+    same = files_client.get(url, headers={"If-None-Match": etag})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
 
 
-def test_an_empty_file(client: httpx.Client, url: str):
+def test_an_empty_file(files_client: httpx.Client, url: str):
     empty = url.replace("student.onnx", "empty.bin")
-    response = client.get(empty)
+    response = files_client.get(empty)
     assert (response.status_code, response.content, response.headers["content-length"]) == (200, b"", "0")
-    said(client.get(empty, headers={"Range": "bytes=0-"}), 416, "range_not_satisfiable")
+    said(files_client.get(empty, headers={"Range": "bytes=0-"}), 416, "range_not_satisfiable")
 
 
 @pytest.mark.parametrize(
     "name", ["nothing.txt", "%2e%2e", "..%2fsecret", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "a%2fb", "%00", "a%0ab", "a%5cb",
              "....", "%ff"]
 )  # fmt: skip
-def test_names_that_lead_nowhere_are_404(client: httpx.Client, url: str, name: str):
-    said(client.get(url.replace("student.onnx", name)), 404, "not_found")
+def test_names_that_lead_nowhere_are_404(files_client: httpx.Client, url: str, name: str):
+    said(files_client.get(url.replace("student.onnx", name)), 404, "not_found")
 
 
-def test_a_file_that_is_gone_from_the_store_is_said_without_its_path(api: Api, client: httpx.Client, url: str):
+def test_a_file_that_is_gone_from_the_store_is_said_without_its_path(
+    files_api: Api, files_client: httpx.Client, url: str
+):
     digest = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
-    path = api.service.blobs.path(digest, len(DATA))
+    path = files_api.service.blobs.path(digest, len(DATA))
     path.rename(path.with_suffix(".away"))
     try:
-        problem = said(client.get(url), 500, "artifact_damaged")
-        assert str(api.settings.home) not in str(problem)
+        problem = said(files_client.get(url), 500, "artifact_damaged")
+        assert str(files_api.settings.home) not in str(problem)
     finally:
         path.with_suffix(".away").rename(path)
 

@@ -4,20 +4,25 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
+import psycopg
 import pytest
 import structlog
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from api import housekeeping
+from api.server import serve
+from storage import schema
 from storage.database import Database
 from storage.errors import SchemaError
 from storage.settings import Settings
 from storage.workers import set_status
 from tests.api.conftest import SPEC, Api, eventually, said, serving, submit
-from tests.conftest import embedded
+from tests.conftest import POSTGRES, embedded
 
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]
 KEYED = ["/jobs", "/workers", "/catalog/losses", "/catalog/spec", "/metrics"]
@@ -102,7 +107,7 @@ def test_wrong_paths_and_methods_are_problems(files_client: httpx.Client):
     response = files_client.put("/jobs")
     said(response, 405, "method_not_allowed")
     assert {"GET", "POST"} <= set(response.headers["allow"].replace(" ", "").split(","))
-    said(files_client.request("BREW", "/jobs"), 405, "method_not_allowed")
+    said(files_client.request("PROPFIND", "/jobs"), 405, "method_not_allowed")
 
 
 def test_a_fault_of_ours_says_nothing_but_its_request_id(
@@ -145,9 +150,8 @@ def test_ready_says_what_is_missing(settings: Settings):
         assert "retry-after" in response.headers
         with api.worker():
             assert client.get("/readyz").json() == {"status": "ready"}
-            with api.database.write() as session:
-                session.execute(text("UPDATE alembic_version SET version_num = 'other'"))
-            assert [e["loc"] for e in client.get("/readyz").json()["errors"]] == [["schema"]]
+            with version(api.database, "other"):
+                assert [error["loc"] for error in client.get("/readyz").json()["errors"]] == [["schema"]]
 
 
 def test_workers_are_listed_while_they_beat(api: Api, client: httpx.Client, owners):
@@ -212,27 +216,51 @@ def test_figures_for_prometheus(settings: Settings):
 def test_without_a_database_each_answer_says_so(settings: Settings):
     with serving(settings) as api, api.client() as client:
         job_id = submit(client)["id"]
-        take_away(api)
-        for response in (client.get("/jobs"), client.get(f"/jobs/{job_id}"), client.post("/jobs", json=SPEC)):
-            problem = said(response, 503, "database_unavailable")
-            assert int(response.headers["retry-after"]) > 0
-            assert "sql" not in json.dumps(problem).lower()
-        assert client.get("/healthz").status_code == 200
-        assert ["database"] in [error["loc"] for error in client.get("/readyz").json()["errors"]]
-        assert sample(client.get("/metrics").text, "distillery_database_up") == 0
-        assert client.post("/jobs/plan", json=SPEC).status_code == 200
+        with away(api):
+            for response in (client.get("/jobs"), client.get(f"/jobs/{job_id}"), client.post("/jobs", json=SPEC)):
+                problem = said(response, 503, "database_unavailable")
+                assert int(response.headers["retry-after"]) > 0
+                assert "sql" not in json.dumps(problem).lower()
+            assert client.get("/healthz").status_code == 200
+            assert ["database"] in [error["loc"] for error in client.get("/readyz").json()["errors"]]
+            assert sample(client.get("/metrics").text, "distillery_database_up") == 0
+            assert client.post("/jobs/plan", json=SPEC).status_code == 200
+        assert client.get(f"/jobs/{job_id}").status_code == 200
 
 
-def take_away(api: Api) -> None:
-    """The database of a running service."""
+@contextmanager
+def away(api: Api) -> Iterator[None]:
+    """Take the database of a running service away, and bring it back."""
     if api.settings.database.startswith("sqlite"):
+        file = api.settings.home / "distillery.db"
         api.database.engine.dispose()
-        (api.settings.home / "distillery.db").rename(api.settings.home / "away")
-        (api.settings.home / "distillery.db").mkdir()
+        file.rename(file.with_name("away"))
+        file.mkdir()
+        yield
+        file.rmdir()
+        file.with_name("away").rename(file)
         return
-    from tests.conftest import drop_postgres
+    name = api.settings.database.rsplit("/", 1)[1]
+    with psycopg.connect(POSTGRES, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        yield
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
-    drop_postgres(api.settings.database.rsplit("/", 1)[1])
+
+@contextmanager
+def version(database: Database, revision: str) -> Iterator[None]:
+    """Pretend that the database is of another version."""
+
+    def set_to(number: str) -> None:
+        with database.write() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
+
+    set_to(revision)
+    try:
+        yield
+    finally:
+        set_to(schema.head())
 
 
 def test_without_a_broker_a_job_is_accepted_at_once(tmp_path, servers):
@@ -291,13 +319,9 @@ def test_housekeeping_survives_its_failures_and_stops():
 
 
 def test_another_versions_schema_is_refused_plainly(settings: Settings, database: Database):
-    from api.server import serve
-
-    with database.write() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     try:
-        with pytest.raises(SchemaError, match="from_the_future"):
+        with version(database, "from_the_future"), pytest.raises(SchemaError, match="from_the_future"):
             serve(settings)
     finally:
         logging.getLogger().handlers[:] = handlers

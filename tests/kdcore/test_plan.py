@@ -119,9 +119,9 @@ def test_examples_plan_without_warnings_and_quickly(path: Path) -> None:
     assert Plan.model_validate_json(planned.model_dump_json()) == planned
     seconds = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         make_plan(spec)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.thread_time() - begun)
     assert min(seconds) < 0.05
 
 
@@ -130,10 +130,10 @@ def test_the_largest_model_is_planned_within_bounds_and_takes_no_memory() -> Non
     terms = [{"losses": [{"type": "kd"}] * 32}] * 100
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         planned = plan(data={"type": "cifar10"}, teachers=[{"model": huge}], stages=terms)
-        seconds.append(time.perf_counter() - begun)
-    assert min(seconds) < 1.0  # 0.3 s alone; the machine may be shared
+        seconds.append(time.thread_time() - begun)
+    assert min(seconds) < 0.5  # of this thread, so that a shared machine does not matter
     assert planned.teachers[0].parameters > 10**12
 
 

@@ -66,7 +66,7 @@ def test_stale_writes_change_nothing(jobs, database):
         for fence in stale:
             with pytest.raises(StaleAttemptError), database.write() as session:
                 write(session, fence)
-            assert jobs.everything() == before, (name, fence)
+        assert jobs.everything() == before, name
 
 
 def test_the_running_attempt_may_do_all_of_it(jobs, database):
