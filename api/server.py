@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -54,7 +56,7 @@ def _share_metrics(settings: Settings) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
-def _factory(settings: Settings):  # type: ignore[no-untyped-def]
-    from api.app import create_app
+def _factory(settings: Settings) -> Callable[[], Any]:
+    from api.app import create_app  # not sooner: it imports prometheus_client, which must find the folder above
 
     return lambda: create_app(settings)

@@ -1,5 +1,6 @@
 """The device slot: what lives in Celery's one child, which claims jobs and supervises them one at a time."""
 
+import contextlib
 import os
 
 import structlog
@@ -42,19 +43,16 @@ class Slot:
             with self._database.read() as session:
                 lost = held_by(session, self._card.id)
             for fence in lost:
-                self._release(fence)
+                ledger = Ledger(self._database, self._settings, fence)
+                self._release(ledger, "worker_lost", "the process that supervised training died")
             self._say_idle()
         except AWAY:
             log.warning("database_away")  # the lease runs out, and the parent's heartbeat says idle
 
-    def _release(self, fence: Fence) -> None:
-        try:
-            Ledger(self._database, self._settings, fence).release(
-                "worker_lost", "the process that supervised training died"
-            )
-            log.warning("attempt_released", job_id=fence.job_id, attempt=fence.attempt)
-        except StaleAttemptError:
-            pass  # the reconciler was faster
+    def _release(self, ledger: Ledger, code: str, message: str) -> None:
+        with contextlib.suppress(StaleAttemptError):  # the reconciler may have been faster
+            ledger.release(code, message)
+            log.warning("attempt_released", job_id=ledger.fence.job_id, attempt=ledger.fence.attempt, code=code)
 
     def work(self) -> None:
         """Claim and run jobs until there is nothing to claim."""
@@ -87,19 +85,18 @@ class Slot:
             workers.set_status(session, self._card.id, "idle")
 
     def _run(self, job: Job) -> None:
+        fence = Fence(job.id, job.attempt)
         with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
             log.info("attempt_started", name=job.name)
-            fence = Fence(job.id, job.attempt)
+            ledger = Ledger(self._database, self._settings, fence)
             process = self._spare.take()
-            supervisor = Supervisor(
-                Ledger(self._database, self._settings, fence),
-                process,
-                _limits(job),
-                draining=self._stopping,
-                meanwhile=self._meanwhile,
-            )
-            process.assign(fence, attempt_folder(self._settings, fence) / "log.txt", self._settings.max_log_bytes)
-            supervisor.run()
+            try:
+                process.assign(fence, attempt_folder(self._settings, fence) / "log.txt", self._settings.max_log_bytes)
+                Supervisor(ledger, process, _limits(job), self._stopping, self._meanwhile).run()
+            except Exception as error:  # the disk may be full: the attempt must not wait for its lease
+                log.exception("supervision_failed")
+                process.kill()
+                self._release(ledger, "supervision_failed", f"{type(error).__name__}: {error}")
 
     def _meanwhile(self, seconds: float) -> None:
         if seconds > SPARE_AFTER_SECONDS and not self._stopping():

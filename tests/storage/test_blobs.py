@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 import time
 
 import pytest
@@ -34,11 +35,13 @@ def test_what_is_put_comes_back_under_its_digest(store, tmp_path, size):
     assert files(store) == [digest.removeprefix("sha256:")]
 
 
-def test_a_put_that_fails_leaves_nothing(store, tmp_path, monkeypatch):
-    def full(_):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_put_that_fails_leaves_nothing(store, tmp_path, monkeypatch, step):
+    def full(*_):
+        assert list(store.all()) == [], "there before it was complete"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space"):
         store.put(source(tmp_path, b"abc"))
     with pytest.raises(FileNotFoundError):
@@ -102,11 +105,19 @@ def test_a_put_makes_an_old_blob_young(store, tmp_path):
     assert store.discard(store.path(digest, size), older_than_seconds=60) == 0
 
 
-def test_a_put_that_meets_a_sweep_survives_it(store, tmp_path, at_once):
+def test_a_put_that_meets_a_sweep_survives_it(store, tmp_path, monkeypatch):
     path = source(tmp_path, b"abc")
-    for _ in range(30):
-        digest, size = store.put(path)
-        found = store.path(digest, size)
-        os.utime(found, (1e9, 1e9))
-        at_once(2, lambda i, found=found: store.put(path) if i else store.discard(found, older_than_seconds=60))
-        assert store.path(digest, size).read_bytes() == b"abc"
+    digest, size = store.put(path)
+    os.utime(store.path(digest, size), (1e9, 1e9))
+    putting, clock = threading.Thread(target=store.put, args=(path,)), time.time
+
+    def looked():
+        """The sweep has seen the old file and is about to delete it: the put comes right now."""
+        putting.start()
+        putting.join(0.3)
+        return clock()
+
+    monkeypatch.setattr(time, "time", looked)
+    assert store.discard(store.path(digest, size), older_than_seconds=60) == 3
+    putting.join(10)
+    assert store.path(digest, size).read_bytes() == b"abc"

@@ -221,5 +221,8 @@ def test_indexes_are_used_at_size(jobs, database):
         lines = [line for line in plan.splitlines() if whole in line and "SCAN anon" not in line]
         assert not lines, f"{name} reads a whole table:\n{plan}"
         assert "Seq Scan on metrics" not in plan, plan
+        if "page" in name:
+            assert "TEMP B-TREE" not in plan, f"{name} sorts:\n{plan}"
+            assert "Sort" not in plan, f"{name} sorts:\n{plan}"
     with database.read() as session:
         assert session.scalar(select(Job.id).where(Job.status == "running")) is not None

@@ -1,5 +1,6 @@
 """Lost jobs come back, unheard jobs are rung for, and neither too often."""
 
+import threading
 import time
 
 import pytest
@@ -105,6 +106,19 @@ def test_a_heartbeat_that_comes_in_time_keeps_the_job(jobs, once, database):
     with database.write() as session:
         attempts.heartbeat(session, fence, 30.0)
     assert once().taken_back == []
+
+
+def test_a_heartbeat_that_comes_while_the_reconciler_looks_keeps_the_job(jobs, database, settings, doorbell):
+    fence, taken = jobs.running(), []
+    jobs.set(fence.job_id, lease_expires_at=1.0)
+    thread = threading.Thread(target=lambda: taken.extend(reconcile(database, doorbell, settings).taken_back))
+    with database.write() as session:
+        attempts.heartbeat(session, fence, 30.0)
+        thread.start()
+        time.sleep(0.3)  # it has seen the old lease, and waits for the row
+    thread.join(20)
+    assert taken == []
+    assert jobs.state(fence.job_id) == ("running", None)
 
 
 def test_rings_for_what_nobody_heard(jobs, once, database, doorbell):

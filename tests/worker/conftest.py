@@ -34,7 +34,7 @@ SPEC: dict[str, Any] = {
     "data": {"type": "digits"},
     "teachers": [{"model": {"type": "mlp", "hidden": [32]}, "train": {"epochs": 20}}],
     "student": {"model": {"type": "mlp", "hidden": [8]}},
-    "stages": [{"epochs": 120}],
+    "stages": [{"epochs": 200}],
     "baseline": False,
     "checkpoint": {"every_steps": 100},
 }
@@ -50,9 +50,9 @@ class Rig:
         self.seen: dict[int, psutil.Process] = {}
         self.looked = 0.0
 
-    def start(self, **changes: Any) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
         """A worker; returns once it is idle and, where it keeps one, its spare is started."""
-        settings = self.settings.model_copy(update=changes)
+        settings = self.settings
         before = self.idle()
         log = (settings.home / f"worker-{len(self.workers)}.txt").open("wb")
         worker = subprocess.Popen(
@@ -122,13 +122,14 @@ class Rig:
     def until_status(self, job_id: str, *statuses: str) -> Job:
         return self.until(lambda: (job := self.job(job_id)).status in statuses and job)
 
-    def until_training(self, job_id: str, attempt: int = 1, stage: str = "distill-1") -> Job:
-        """In the middle of a stage, with a checkpoint from it behind."""
+    def until_training(self, job_id: str) -> Job:
+        """In the middle of distillation, with a checkpoint of this attempt behind."""
 
         def there() -> Job | None:
             job = self.job(job_id)
-            recent = [e for e in self.events(job_id) if e.type == "checkpoint" and e.attempt == attempt]
-            return job if job.attempt == attempt and recent and recent[-1].data["stage"] == stage else None
+            saved = [e for e in self.events(job_id) if e.type == "checkpoint" and e.attempt == job.attempt]
+            there = job.status == "running" and saved and saved[-1].data["stage"] == "distill-1"
+            return job if there else None
 
         return self.until(there)
 
@@ -170,7 +171,7 @@ class Rig:
         """Every process that ever belonged to a worker that has ended is gone."""
         self.until(lambda: all(worker.poll() is not None for worker in self.workers), seconds)
         end = time.monotonic() + seconds
-        while left := [process for process in self.seen.values() if _alive(process)]:
+        while left := [process for process in self.seen.values() if alive(process)]:
             assert time.monotonic() < end, f"left behind: {left}"
             time.sleep(0.05)
 
@@ -199,11 +200,12 @@ class Rig:
                 worker.kill()
                 worker.wait()
         for process in self.seen.values():
-            if _alive(process):
+            if alive(process):
                 process.kill()
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Neither gone nor a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -223,7 +225,9 @@ def environment(settings: Settings) -> dict[str, str]:
 @pytest.fixture
 def rig(settings: Settings, database: Database) -> Iterator[Rig]:
     """Quick settings; whatever is still running when the test ends is ended."""
-    quick = settings.model_copy(update={"device": "cpu", "heartbeat_seconds": 0.2, "retry_backoff_seconds": 0.0})
+    quick = settings.model_copy(
+        update={"device": "cpu", "heartbeat_seconds": 0.2, "retry_backoff_seconds": 0.0, "warm_spare": False}
+    )
     rig = Rig(quick, database)
     try:
         yield rig

@@ -14,7 +14,7 @@ from storage.lifecycle import Fence
 from storage.tables import Job
 from tests.conftest import embedded
 
-from .conftest import ENDLESS, SPEC, Rig
+from .conftest import ENDLESS, SPEC, Rig, alive
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,19 @@ def error_of(rig: Rig, spec: dict[str, Any]) -> tuple[str, str, str]:
     assert job.error is not None
     assert job.attempt == 1  # what would fail again is not tried again
     return job.error["kind"], job.error["code"], job.error["message"]
+
+
+def test_a_job_runs_on_the_warm_spare_and_another_takes_its_place(busy: Busy) -> None:
+    rig, worker = busy
+    [spare] = rig.trainings(worker)
+    job_id = rig.submit(ENDLESS)
+    rig.until_training(job_id)
+    assert rig.trainings(worker)[0] == spare
+    rig.until(lambda: len(rig.trainings(worker)) == 2)
+    rig.ask(job_id, "cancel")
+    rig.until_status(job_id, "cancelled")
+    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < 1.0
+    rig.until(lambda: not alive(spare), 5)
 
 
 def test_divergence_names_stage_step_and_term(busy: Busy) -> None:
@@ -86,7 +99,7 @@ def test_a_hang_is_tried_again_and_a_hung_job_can_be_cancelled(busy: Busy) -> No
         session.execute(update(Job).where(Job.id == job_id).values(stepped_at=long_ago))
     rig.until(lambda: rig.job(job_id).attempt == 2)
     assert rig.last(job_id, "requeued").data["error"]["code"] == "stalled"
-    rig.until_training(job_id, attempt=2)
+    rig.until_training(job_id)
     rig.trainings(worker)[0].suspend()
     rig.ask(job_id, "cancel")
     rig.until_status(job_id, "cancelled")
@@ -105,7 +118,7 @@ def test_a_stale_attempt_stops_itself(busy: Busy) -> None:
         other = attempts.claim(session, "another", ("auto", "cpu"), 60)
         assert other is not None
         fence = Fence(other.id, other.attempt)
-    rig.until(lambda: not training.is_running() or training.status() == "zombie", 5)
+    rig.until(lambda: not alive(training), 5)
     rig.until(lambda: rig.idle() == 1)
     job = rig.job(job_id)
     assert (job.status, job.attempt, job.worker_id) == ("running", 2, "another")
@@ -142,7 +155,7 @@ def test_a_spoilt_checkpoint_is_set_aside_for_the_one_before(busy: Busy) -> None
     path = rig.settings.home / newest.path
     path.write_bytes(path.read_bytes()[:-1])
     rig.ask(job_id, "resume")
-    rig.until_training(job_id, attempt=2)
+    rig.until_training(job_id)
     assert rig.last(job_id, "checkpoint_rejected").data["id"] == newest.id
     resumed = [event.data for event in rig.events(job_id) if event.attempt == 2 and "step" in event.data]
     assert resumed[0]["step"] == older.step

@@ -1,0 +1,42 @@
+"""What is kept of a process's output."""
+
+from pathlib import Path
+
+from worker.logfile import BoundedLog
+
+MOST = 4096
+
+
+def test_what_fits_is_kept_whole(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "deep" / "log.txt", MOST)
+    log.write(b"one\n")
+    log.write(b"two\n\n")
+    assert (tmp_path / "deep" / "log.txt").read_bytes() == b"one\ntwo\n\n"
+    assert log.last_line() == "two"
+
+
+def test_of_too_much_the_beginning_and_the_end_are_kept_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    log = BoundedLog(path, MOST)
+    lines = [f"line {number}\n".encode() for number in range(5_000)]
+    for number, line in enumerate(lines):
+        log.write(line)
+        if number % 50 == 0:
+            assert path.stat().st_size <= MOST
+            assert path.read_bytes().endswith(line)
+    kept = path.read_bytes().splitlines(keepends=True)
+    [cut] = [line for line in kept if b"cut here" in line]
+    position = kept.index(cut)
+    assert kept[:position] == lines[:position]
+    assert kept[position + 1 :] == lines[-(len(kept) - position - 1) :]
+    assert position > 100
+    missing = sum(map(len, lines)) - sum(map(len, kept)) + len(cut)
+    assert f" {missing} bytes" in cut.decode()
+
+
+def test_one_piece_that_is_too_large_and_has_no_line(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "log.txt", MOST)
+    log.write(b"x" * 100_000 + b"\nlast")
+    assert (tmp_path / "log.txt").stat().st_size <= MOST
+    assert log.last_line() == "last"
+    assert (tmp_path / "log.txt").read_bytes().endswith(b"last")
