@@ -198,6 +198,6 @@ def _tell(job: Job, saved: Mapping[str, Any], header: Mapping[str, Any]) -> None
     """A line of history: where the job goes on, and whether it does so with the choices it began with."""
     state = job.state
     stage = job.stages[state.stage].name if state.stage < len(job.stages) else "evaluation"
-    job.reporter.event("resumed", {"stage": stage, "epoch": state.epoch, "step": state.step})
+    job.reporter.event("resumed_from_checkpoint", {"stage": stage, "epoch": state.epoch, "step": state.step})
     if saved["choices"] != header["choices"]:
         job.reporter.event("choices_changed", {"before": saved["choices"], "now": header["choices"]})

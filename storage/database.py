@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Double, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -76,9 +76,10 @@ def _make_engine(url: str) -> Engine:
     )
 
 
-def insert_into(session: Session, table: type[Any]) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that knows ON CONFLICT, which both databases write alike."""
-    return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
+def insert_into(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ON CONFLICT, which both databases write alike; on the table, as rows need no objects."""
+    rows = cast(Table, table.__table__)
+    return postgresql.insert(rows) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(rows)
 
 
 class Database:

@@ -143,6 +143,6 @@ def test_choices_come_from_the_checkpoint_and_changed_ones_are_told(light: Any, 
     torch.save(content, path)
     _, rest = light(tiny, resume=path)
     assert "choices_changed" not in [name for name, _ in rest.events]
-    assert dict(rest.events)["resumed"]["stage"] == "evaluation"
+    assert dict(rest.events)["resumed_from_checkpoint"]["stage"] == "evaluation"
     _, rest = light(tiny, resume=path, choices=choose_here(parse_spec(tiny)))
     assert dict(rest.events)["choices_changed"]["before"]["cpu"] == "another"
