@@ -15,7 +15,7 @@ LOCAL = "local"
 
 bearer = HTTPBearer(
     auto_error=False,
-    scheme_name="API key",
+    scheme_name="ApiKey",
     description="One of the service's API keys. Not needed where the service has none.",
 )
 

@@ -12,7 +12,7 @@ from api.problems import RangeError
 from api.views import matches
 from storage.tables import Artifact
 
-RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE)
+RANGE = re.compile(r"bytes=[ \t]*(\d{0,99})-(\d{0,99})[ \t]*", re.IGNORECASE)
 
 
 def serve_file(request: Request, path: Path, artifact: Artifact) -> Response:

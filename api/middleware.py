@@ -11,14 +11,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import telemetry
-from api.problems import internal_problem, problem
+from api.problems import CLIENT_GONE, ForbiddenError, internal_problem, problem
 from storage.ids import new_id
 from storage.settings import LOOPBACK, Settings
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
-CLIENT_GONE = 499
 
 log = structlog.get_logger("api.access")
 
@@ -75,7 +74,8 @@ class RequestMiddleware:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
-            await problem(Request(scope), 403, "forbidden", refusal)(scope, receive, send)
+            answer = problem(Request(scope), ForbiddenError.status, ForbiddenError.code, refusal)
+            await answer(scope, receive, send)
 
 
 def _foreign_page(scope: Scope, settings: Settings) -> str | None:

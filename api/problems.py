@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents: one tree, one table, one form."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from kdcore.config import SpecError
@@ -18,6 +20,8 @@ from kdcore.document import DocumentError
 from storage.errors import BlobError, ConflictError, KeyReusedError, NotFoundError, QueueFullError
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_GONE = 499
+"""For log and figures: nobody is there to read it."""
 Loc = tuple[str | int, ...]
 DISK_FULL = ("disk is full", "no space left", "could not extend file")
 
@@ -148,8 +152,12 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(found))
 
 
+async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
 async def _on_validation(request: Request, error: RequestValidationError) -> Response:
-    errors = [(tuple(fault["loc"]), fault["msg"].replace("Input should", "must")) for fault in error.errors()]
+    errors = [(tuple(fault["loc"]), re.sub(r"^\w+ should", "must", fault["msg"])) for fault in error.errors()]
     detail = "; ".join(f"{loc[-1]}: {message}" for loc, message in errors)
     return problem(request, 422, "invalid_parameter", detail, errors=errors)
 
@@ -196,6 +204,7 @@ async def _on_database(request: Request, error: DBAPIError | PoolTimeoutError) -
 HANDLERS: dict[type[Exception], Any] = {
     ProblemError: _on_problem,
     HTTPException: _on_http,
+    ClientDisconnect: _on_disconnect,
     RequestValidationError: _on_validation,
     SpecError: _on_spec,
     DocumentError: _on_document,

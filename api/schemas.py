@@ -22,9 +22,9 @@ Instant = Annotated[
 
 
 class Answer(BaseModel):
-    """Base of all answers."""
+    """Base of all answers; made of a row where the names agree."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
 
 
 class Problem(Answer):

@@ -14,6 +14,15 @@ from storage.settings import Settings
 
 GRACE_SECONDS = 2
 """What open streams get when the service stops: their clients reconnect."""
+HTTP: dict[str, Any] = {
+    "http": "h11",  # httptools, uvicorn's first choice, reads headers without end into memory
+    "h11_max_incomplete_event_size": 65_536,
+    "ws": "none",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+}
+"""How requests are read; the tests' server reads them alike."""
 
 
 def serve(settings: Settings) -> None:
@@ -39,12 +48,10 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.api_processes,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_worker_healthcheck=30,
+        **HTTP,
     )
 
 

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -25,11 +26,11 @@ PING_SECONDS = 15.0
 PROGRESS_SECONDS = 0.25
 
 
-async def wait_for_change(request: Request, watch: Watch, seen: tuple[Any, ...], seconds: float) -> bool:
+async def wait_for_change(request: Request, watch: Watch, seen: tuple[Any, ...], seconds: float) -> None:
     """Wait until status, stage or request differ from `seen`, the job is gone, or the time is over.
 
-    Returns:
-        False where the client hung up meanwhile.
+    Raises:
+        ClientDisconnect: the client hung up meanwhile.
     """
     connected = True
 
@@ -48,7 +49,8 @@ async def wait_for_change(request: Request, watch: Watch, seen: tuple[Any, ...],
             if now is None or (now.status, now.stage, now.request) != seen:
                 break
         group.cancel_scope.cancel()
-    return connected
+    if not connected:
+        raise ClientDisconnect
 
 
 class EventStream(StreamingResponse):

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from distillery.client import Client, Job
 
-LINE_SECONDS = 2.0
+LINE_SECONDS, LINE_FRACTION = 2.0, 0.02
+"""A plain line of progress comes at most so often, and only after so much more is done."""
 QUIET = frozenset({"progress", "checkpoint", "epoch", "submitted"})
 
 
@@ -51,18 +52,19 @@ class Display(Protocol):
 
 
 class Lines:
-    """Plain lines, a progress line every other second at most."""
+    """Plain lines, progress among them now and then."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._time, self._fraction = 0.0, 0.0
 
     def line(self, text: str) -> None:
         print(text, flush=True)
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._last >= LINE_SECONDS:
-            self._last = time.monotonic()
-            self.line(f"{progress.get('fraction') or 0.0:6.1%}  {describe_progress(progress)}")
+        now, fraction = time.monotonic(), progress.get("fraction") or 0.0
+        if now - self._time >= LINE_SECONDS and abs(fraction - self._fraction) >= LINE_FRACTION:
+            self._time, self._fraction = now, fraction
+            self.line(f"{fraction:6.1%}  {describe_progress(progress)}")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The database: engine, short transactions, and the database's own clock."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 STATEMENT_SECONDS = 30
 CONNECT_SECONDS = 5
+SQLITE_WAIT_SECONDS = 15
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
@@ -36,11 +39,24 @@ def _now_sqlite(element: now, compiler: SQLCompiler, **options: Any) -> str:
 def _connect_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # transactions are begun by _begin_sqlite alone
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 15000")  # before anything that may wait for a lock
-    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_WAIT_SECONDS * 1000}")  # before anything that may wait for a lock
+    _use_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Turn write-ahead logging on; two processes that do so at once do not wait for each other, as they should."""
+    until = time.monotonic() + SQLITE_WAIT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """From which checkpoint an attempt goes on."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,19 @@ from worker.ledger import Ledger
 
 def find_resume(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
     """The newest checkpoint that is whole; worse ones are set aside, and points beyond it are dropped."""
-    home, fence = ledger.settings.home, ledger.fence
-    for row in ledger.write(lambda session: records.last_checkpoints(session, fence.job_id)):
-        path, id = home / row.path, row.id
+    path, done = None, {}
+    for row in ledger.write(partial(records.last_checkpoints, job_id=job.id)):
+        candidate = ledger.settings.home / row.path
         try:
-            saved = checkpoint.load(path, spec_digest=job.spec_digest, digest=row.digest)
+            saved = checkpoint.load(candidate, spec_digest=job.spec_digest, digest=row.digest)
         except TrainingError as error:
-            reason = error.message
-            ledger.write(lambda session: records.set_aside_checkpoint(session, fence, id, reason))  # noqa: B023
+            aside = partial(records.set_aside_checkpoint, fence=ledger.fence, id=row.id, reason=error.message)
+            ledger.write(aside)
             continue
-        done = _done(spec, saved["state"])
-        ledger.write(lambda session: records.rewind(session, fence, done))  # noqa: B023
-        return path
-    ledger.write(lambda session: records.rewind(session, fence, {}))
-    return None
+        path, done = candidate, _done(spec, saved["state"])
+        break
+    ledger.write(partial(records.rewind, fence=ledger.fence, done=done))
+    return path
 
 
 def _done(spec: JobSpec, state: Mapping[str, Any]) -> dict[str, int | None]:

@@ -22,6 +22,16 @@ HEADERS = {
     "Accept-Ranges": {"schema": {"type": "string"}},
     "Content-Disposition": {"schema": {"type": "string"}},
 }
+CONDITIONS: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": text}
+        for name, text in {
+            "Range": "One range of bytes, as `bytes=0-99`; several are answered whole.",
+            "If-Range": "An ETag: the range counts only where the file still has it.",
+            "If-None-Match": "An ETag: 304 where the file still has it.",
+        }.items()
+    ]
+}
 BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 WHOLE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file.", "content": BYTES, "headers": HEADERS},
@@ -55,7 +65,7 @@ def get_artifacts(request: Request, service: ServiceDep, owner: OwnerDep, job_id
     return schemas.ArtifactList(data=data)
 
 
-@router.get("/{name}", summary="Download a file", response_class=Response, responses=WHOLE)
+@router.get("/{name}", summary="Download a file", response_class=Response, responses=WHOLE, openapi_extra=CONDITIONS)
 def download_artifact(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep, name: Name) -> Response:
     """Its bytes, or one `Range` of them; `If-Range` and `If-None-Match` take its ETag."""
     return _serve(request, service, owner, job_id, name)

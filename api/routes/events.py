@@ -83,10 +83,7 @@ def _page(service: Service, owner: str, job_id: str, after: int, limit: int) -> 
     with service.database.read() as session:
         get_job(session, job_id, owner)
         found = list_events(session, job_id, after=after, limit=limit + 1)
-    data = [
-        schemas.Event(id=event.id, at=event.at, attempt=event.attempt, type=event.type, data=event.data)
-        for event in found[:limit]
-    ]
+    data = [schemas.Event.model_validate(event) for event in found[:limit]]
     has_more = len(found) > limit
     return schemas.EventPage(data=data, has_more=has_more, next=data[-1].id if has_more else None)
 

@@ -88,7 +88,8 @@ def list_jobs(
         list[Annotated[str, AfterValidator(_check_label)]],
         Query(
             description="`key:value` (or `key=value`); repeat it for jobs that carry all of them.",
-            examples=["team:vision"],
+            max_length=32,  # a job carries no more, and each is a subquery
+            examples=[["team:vision"]],
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
 ) -> schemas.JobPage:
@@ -123,7 +124,9 @@ async def get_job(
     wait: Annotated[
         float, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for a change.", examples=[30])
     ] = 0,
-    if_none_match: Annotated[str | None, Header(description="An ETag: 304 where the job is as it was.")] = None,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", description="An ETag: 304 where the job is as it was.")
+    ] = None,
 ) -> Response:
     """With `wait`, answers when status, stage or request change, or when the time is over; at once where the job has
     ended, or where `If-None-Match` shows that you have not seen its present state."""
@@ -132,8 +135,7 @@ async def get_job(
     seen = if_none_match is None or views.matches(if_none_match, response.headers["ETag"])
     if wait > 0 and job.status not in TERMINAL and seen:
         with service.watcher.watching(job_id) as watch:
-            if not await wait_for_change(request, watch, (job.status, job.stage, job.request), wait):
-                return Response(status_code=499)  # nobody is there to read it
+            await wait_for_change(request, watch, (job.status, job.stage, job.request), wait)
         response = views.answer(await run_in_threadpool(_show, service, owner, job_id))
     if views.matches(if_none_match, response.headers["ETag"]):
         return Response(status_code=304, headers={"ETag": response.headers["ETag"]})

@@ -30,11 +30,8 @@ def get_metrics(
 ) -> schemas.SeriesList:
     with service.database.read() as session:
         get_job(session, job_id, owner)
-        found = list_series(
-            session, job_id, stage=stage, name=name, after_step=after_step, max_points=max_points
-        )  # fmt: skip
-    data = [schemas.Series(stage=series.stage, name=series.name, points=series.points) for series in found]
-    return schemas.SeriesList(data=data)
+        found = list_series(session, job_id, stage=stage, name=name, after_step=after_step, max_points=max_points)
+    return schemas.SeriesList(data=[schemas.Series.model_validate(series) for series in found])
 
 
 @router.get("/checkpoints", summary="The kept checkpoints of a job, newest first")
@@ -42,9 +39,7 @@ def get_checkpoints(service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> s
     with service.database.read() as session:
         get_job(session, job_id, owner)
         found = list_checkpoints(session, job_id)
-    names = schemas.Checkpoint.model_fields
-    data = [schemas.Checkpoint(**{name: getattr(checkpoint, name) for name in names}) for checkpoint in found]
-    return schemas.CheckpointList(data=data)
+    return schemas.CheckpointList(data=[schemas.Checkpoint.model_validate(checkpoint) for checkpoint in found])
 
 
 @router.get(

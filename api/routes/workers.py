@@ -17,11 +17,8 @@ def list_workers(service: ServiceDep, owner: OwnerDep) -> schemas.WorkerList:
     with service.database.read() as session:
         there = workers.present(session, service.settings.lease_seconds)
         mine = owned(session, owner, [worker.job_id for worker in there if worker.job_id is not None])
-    names = schemas.Worker.model_fields
-    shown = [{name: getattr(worker, name) for name in names} for worker in there]
-    return schemas.WorkerList(
-        data=[
-            schemas.Worker(**{**values, "job_id": values["job_id"] if values["job_id"] in mine else None})
-            for values in shown
-        ]
-    )
+    data = [schemas.Worker.model_validate(worker) for worker in there]
+    for worker in data:
+        if worker.job_id not in mine:
+            worker.job_id = None
+    return schemas.WorkerList(data=data)

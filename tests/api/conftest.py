@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import update
 
 from api.app import create_app
+from api.server import HTTP
 from api.service import Service
 from storage import attempts, records
 from storage.database import Database
@@ -97,9 +98,7 @@ class Api:
 def serving(settings: Settings) -> Iterator[Api]:
     """A uvicorn server in a thread of this process."""
     app = create_app(settings)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
-    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=1, **HTTP)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

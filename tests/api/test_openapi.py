@@ -60,6 +60,33 @@ def standalone(document: dict, name: str) -> dict:
     return {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
 
 
+def test_names_of_components_are_as_the_standard_wants_them(document: dict):
+    names = [name for parts in document["components"].values() for name in parts]
+    assert [name for name in names if not re.fullmatch(r"[a-zA-Z0-9._-]+", name)] == []
+
+
+def examples(node: object, components: dict):
+    """Every JSON example of the document with the schema that it is an example of."""
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from examples(child, components)
+    if not isinstance(node, dict):
+        return
+    for kind, media in node.get("content", {}).items() if isinstance(node.get("content"), dict) else ():
+        for found in [{"value": media["example"]}] if "example" in media else media.get("examples", {}).values():
+            if kind.endswith("json"):
+                yield found["value"], media["schema"] | {"components": components}
+    if isinstance(node.get("examples"), list):
+        for example in node["examples"]:
+            yield example, {key: part for key, part in node.items() if key != "examples"} | {"components": components}
+
+
+def test_every_example_satisfies_its_schema(document: dict):
+    found = list(examples(document, document["components"]))
+    assert len(found) > 100
+    for example, schema in found:
+        jsonschema.validate(example, schema)
+
+
 def test_every_reference_leads_somewhere(document: dict):
     names = set(re.findall(r"#/components/schemas/([A-Za-z0-9_-]+)", str(document)))
     assert names <= set(document["components"]["schemas"])

@@ -1,15 +1,17 @@
 """POST /jobs and /jobs/plan: what is accepted, and how everything else is refused."""
 
+import contextlib
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import structlog
 from sqlalchemy import func, select
 
 from storage.tables import Job
-from tests.api.conftest import SPEC, Api, said, serving, submit
+from tests.api.conftest import SPEC, Api, eventually, said, serving, submit
 from tests.conftest import embedded
 
 YAML = """
@@ -120,6 +122,28 @@ def test_a_huge_announcement_is_refused_before_its_body(files_api: Api, owner: s
     with socket.create_connection(("127.0.0.1", files_api.port), timeout=10) as connection:
         connection.sendall(head.encode())
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_endless_headers_are_refused(files_api: Api):
+    with socket.create_connection(("127.0.0.1", files_api.port), timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"a" * 100_000)
+            pytest.fail("a hundred megabytes of one header were read")
+
+
+def test_a_client_that_hangs_up_while_it_sends_is_no_fault_of_ours(files_api: Api, owner: str):
+    key = files_api.settings.api_keys[owner].get_secret_value()
+    head = (
+        f"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    )
+    with structlog.testing.capture_logs() as lines:
+        with socket.create_connection(("127.0.0.1", files_api.port), timeout=10) as connection:
+            connection.sendall(head.encode())
+        eventually(lambda: lines)
+    assert [(line["event"], line.get("status")) for line in lines] == [("request", 499)]
 
 
 INVALID = {
