@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import pickle
 import re
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,11 +66,12 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
             `other_spec` where it belongs to another job.
     """
     try:
-        if digest is not None and file_digest(path) != digest:
-            raise _bad(path, "its bytes do not have the digest they were saved with")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        intact = digest is None or file_digest(path) == digest
+        content = torch.load(path, map_location="cpu", weights_only=True) if intact else None
+    except Exception as error:  # a damaged pickle can make the unpickler stumble in any way
         raise _bad(path, f"it cannot be read ({error.__class__.__name__})") from error
+    if not intact:
+        raise _bad(path, "its bytes do not have the digest they were saved with")
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise _bad(path, f"it is not a checkpoint of version {VERSION}")
     if content.get("spec_digest") != spec_digest:

@@ -23,17 +23,18 @@ class Config(BaseModel):
 
 
 Loc = tuple[str | int, ...]
+MAX_ERRORS = 100
 
 
 class SpecError(ValueError):
     """A spec that cannot be run; each error leads to its field and says how to mend it.
 
     Attributes:
-        errors: pairs of `loc` (the path into the spec) and message, never empty.
+        errors: pairs of `loc` (the path into the spec) and message, never empty; the first 100 of them.
     """
 
     def __init__(self, errors: Sequence[tuple[Loc, str]]) -> None:
-        self.errors = list(errors)
+        self.errors = list(errors)[:MAX_ERRORS]
         super().__init__("; ".join(f"{dotted(loc)}: {message}" for loc, message in self.errors))
 
 

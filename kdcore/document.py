@@ -7,6 +7,7 @@ duplicate keys, keys that are no strings, deep nesting.
 
 import json
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 import yaml
@@ -14,6 +15,8 @@ import yaml
 MAX_DEPTH = 40
 MAX_YAML = 256 * 1024
 """Characters; PyYAML reads some 100 kB a second. JSON has no such limit."""
+MAX_DIGITS = 1000
+"""Of a whole number in YAML; Python writes none of over 4,300 digits back, and JSON's parser refuses those itself."""
 
 
 class DocumentError(ValueError):
@@ -54,10 +57,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         text = str(node.value)
-        try:
-            return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
-        except ValueError:
+        if len(text) > MAX_DIGITS:
             _refuse("the number has too many digits", node.start_mark)
+        return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
 
 
 def _refuse(message: str, mark: Any) -> NoReturn:
@@ -144,8 +146,7 @@ def _decoded(text: str | bytes) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise DocumentError(f"the key {twice!r} is there twice")
     return value
 

@@ -58,8 +58,10 @@ def _out_of_memory(where: str, batch_size: int) -> TrainingError:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Turns a `DataError` inside the block into a `TrainingError`."""
+    """Turns a `DataError`, or a data directory that may not be read, into a `TrainingError`."""
     try:
         yield
     except DataError as error:
         raise TrainingError("bad_data", str(error)) from error
+    except OSError as error:
+        raise TrainingError("bad_data", f"the data cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -23,9 +23,13 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Bare weights as safetensors; equal weights give equal bytes."""
+    """Bare weights as safetensors; equal weights give equal bytes.
+
+    Raises:
+        OSError: it could not be written.
+    """
     # One metadata entry only: the order of several is not fixed.
-    save_file({name: value.contiguous() for name, value in sorted(weights.items())}, path, {"format": "pt"})
+    path.write_bytes(save({name: value.contiguous() for name, value in sorted(weights.items())}, {"format": "pt"}))
 
 
 def trace(classifier: Classifier, input_shape: tuple[int, ...]) -> ExportedProgram:
@@ -41,14 +45,22 @@ def trace(classifier: Classifier, input_shape: tuple[int, ...]) -> ExportedProgr
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write `.pt2`, without the traces that name files of this machine."""
+    """Write `.pt2`, without the traces that name files of this machine.
+
+    Raises:
+        TrainingError: `export_failed`, kind system.
+        OSError: it could not be written.
+    """
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 for name in _TRACES:
                     node.meta.pop(name, None)
+    # By way of memory: torch's own writer ends the process where the disk is full.
+    content = io.BytesIO()
     with _quiet("torch.export"):
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from kdcore.config import Loc
 from kdcore.schema_walk import Place, field_names, tags, walk
 
-MAX_ERRORS = 100
+MOST_READ = 1000
+"""Of pydantic's errors: a document of 1 MiB can hold a hundred thousand, and looking for near names takes time."""
 NOUNS = {"losses": "loss", "data": "data source"}
 FOLLOW_UPS = ("default_factory_not_called",)
 SHAPE_ERRORS = ("missing", "extra_forbidden", "model_type")
@@ -50,21 +51,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loc, s
         model: the model that was validated, for the names that could have been meant.
 
     Returns:
-        Pairs of `loc` and message, at most 100. A `loc` starts in the document, has no union tags and ends in
+        Pairs of `loc` and message, of the first 1,000 errors. A `loc` starts in the document, has no union tags and ends in
         the field's name, also where the field is missing; for an unknown or missing kind it ends in `type`.
     """
-    found = [
-        (detail, walk(model, detail["loc"]))
-        for detail in error.errors(include_url=False)
-        if detail["type"] not in FOLLOW_UPS
-    ]
+    details = [detail for detail in error.errors(include_url=False) if detail["type"] not in FOLLOW_UPS]
+    found = [(detail, walk(model, detail["loc"])) for detail in details[:MOST_READ]]
     messages: dict[Loc, list[str]] = {}
     for detail, place in _likely_branches(found):
         loc, message = _told(detail, place)
         said = messages.setdefault(loc, [])
         if message not in said:
             said.append(message)
-    return [(loc, "; or ".join(said)) for loc, said in messages.items()][:MAX_ERRORS]
+    return [(loc, "; or ".join(said)) for loc, said in messages.items()]
 
 
 def _likely_branches(found: list[tuple[Any, Place]]) -> Iterable[tuple[Any, Place]]:

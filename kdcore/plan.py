@@ -14,6 +14,9 @@ from kdcore.plan_warnings import warnings
 from kdcore.spec import JobSpec, TrainConfig
 from kdcore.stages import Stage, list_stages
 
+MOST_BYTES = 2**31 - 2**24
+"""Of a model's weights: an ONNX file, by which every model is timed and the student exported, is below 2 GiB."""
+
 __all__ = ["Compression", "MemoryPlan", "ModelPlan", "Plan", "StagePlan", "make_plan"]
 
 Errors = list[tuple[Loc, str]]
@@ -120,10 +123,14 @@ def _model(config: ModelConfig, facts: DataFacts, loc: Loc, errors: Errors) -> C
         errors.append(((*loc, "classes"), message))
         return None
     try:
-        return model_costs(config, facts)
+        costs = model_costs(config, facts)
     except ModelError as error:
         errors.append(((*loc, error.field), str(error)))
         return None
+    if costs.plan.bytes + costs.buffers > MOST_BYTES:
+        weights = f"{costs.plan.parameters:,} parameters ({costs.plan.bytes / 2**30:,.1f} GiB)"
+        errors.append((loc, f"{weights} are more than an ONNX file can hold (2 GiB); use fewer or narrower layers"))
+    return costs
 
 
 def _check_training(config: TrainConfig, facts: DataFacts, loc: Loc, errors: Errors) -> None:

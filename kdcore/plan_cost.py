@@ -12,12 +12,16 @@ from torch.utils.flop_counter import flop_registry
 
 from kdcore.config import Config
 from kdcore.data import DataFacts
+from kdcore.evaluate import BATCH
 from kdcore.models import ModelConfig
 from kdcore.optim import OptimizerConfig, SGDConfig
 from kdcore.stages import Stage
 
 FLOAT = 4
 LABEL = 8
+TEACHER_COPIES, STUDENT_COPIES = 4, 6
+"""At most at one time: the best epoch, the one that replaces it, a finished or rebuilt model, two temporaries of a
+check; and of the student the weights that one stage hands to the next, and the baseline's."""
 
 
 class LayerPlan(Config):
@@ -49,10 +53,13 @@ class MemoryPlan(Config):
 
     weights: int
     """Teacher and student."""
+    copies: int
+    """Of the best epoch, its successor and finished models, and what checking them for NaN takes; on a GPU these
+    are in the host's memory."""
     optimizer: int
     """Gradients and the optimizer's state."""
     activations: int
-    """What a batch's forward passes leave for the backward pass."""
+    """What the forward passes of a batch write, in training or in evaluation."""
     data: int
     """All splits, as bytes."""
     total: int
@@ -144,8 +151,10 @@ def stage_flops(stage: Stage, samples: int, teacher: Costs, student: Costs) -> i
 
 def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, student: Costs) -> MemoryPlan:
     """The largest of each kind over all stages."""
-    weights = teacher.plan.bytes + teacher.buffers + student.plan.bytes + student.buffers
-    optimizer = activations = 0
+    large, small = teacher.plan.bytes + teacher.buffers, student.plan.bytes + student.buffers
+    weights, copies = large + small, TEACHER_COPIES * large + STUDENT_COPIES * small
+    evaluated = min(BATCH, max(facts.validation, facts.test))
+    optimizer, activations = 0, max(teacher.activations, student.activations) * evaluated
     for stage in stages:
         trained = teacher if stage.role == "teacher" else student
         optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)))
@@ -153,8 +162,10 @@ def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, stude
         per_sample = trained.activations + (teacher.activations if taught else 0)
         activations = max(activations, per_sample * stage.train.batch_size)
     data = (math.prod(facts.input_shape) + LABEL) * (facts.train + facts.validation + facts.test)
-    total = weights + optimizer + activations + data
-    return MemoryPlan(weights=weights, optimizer=optimizer, activations=activations, data=data, total=total)
+    total = weights + copies + optimizer + activations + data
+    return MemoryPlan(
+        weights=weights, copies=copies, optimizer=optimizer, activations=activations, data=data, total=total
+    )
 
 
 def _state_copies(config: OptimizerConfig) -> int:

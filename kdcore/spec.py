@@ -139,11 +139,11 @@ class StudentConfig(Config):
 
 
 class LimitsConfig(Config):
-    """What a job may use; beyond it the job fails with kind `user`."""
+    """What a job may use; beyond it the service fails the job with kind `user`."""
 
     max_seconds: float = Field(default=86_400.0, gt=0, le=30 * 86_400)
     """Training time summed over all attempts, in seconds."""
-    max_memory: ByteSize | None = Field(default=None, ge=64 * 2**20)
+    max_memory: ByteSize | None = Field(default=None, ge=64 * 2**20, le=2**60)
     """Resident memory of the training process, in bytes or as `"4GiB"`; none: no limit."""
 
 

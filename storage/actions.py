@@ -1,12 +1,12 @@
 """What users ask of their jobs: cancel, pause, resume, retry, delete."""
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Select, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
 from storage.errors import ConflictError, NotFoundError
 from storage.lifecycle import TERMINAL, Status, insert_event, move
-from storage.tables import Job
+from storage.tables import TEACHER_JOB, Job
 
 
 def request(session: Session, job_id: str, owner: str, action: str) -> None:
@@ -97,4 +97,11 @@ def remove(session: Session, job_id: str, owner: str) -> None:
         raise NotFoundError(f"there is no job {job_id}")
     if status not in TERMINAL:
         raise ConflictError(f"a {status} job cannot be deleted; cancel it first")
+    if session.scalar(needed_teachers().where(job_id == TEACHER_JOB).limit(1)) is not None:
+        raise ConflictError("a job that has not ended is to learn from this job's teacher; wait for it or cancel it")
     session.execute(delete(Job).where(Job.id == job_id))
+
+
+def needed_teachers() -> Select[tuple[str]]:
+    """The jobs whose teacher a job that has not ended is to be distilled from."""
+    return select(TEACHER_JOB).where(TEACHER_JOB.is_not(None), Job.status.not_in(TERMINAL))

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from storage.database import insert_into, now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, add_event
+from storage.queries import list_checkpoints
 from storage.tables import Artifact, Checkpoint, Job, Metric
 
 KEPT_CHECKPOINTS = 2
@@ -133,13 +134,7 @@ def record_checkpoint(
     old = Checkpoint.job_id == fence.job_id, Checkpoint.id <= newest + 1 - KEPT_CHECKPOINTS
     dropped = set(session.scalars(delete(Checkpoint).where(*old).returning(Checkpoint.path)))
     # A report that was sent again, its first answer lost, names the same file twice.
-    return sorted(dropped - {kept.path for kept in last_checkpoints(session, fence.job_id)})
-
-
-def last_checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
-    """The kept checkpoints of a job, newest first."""
-    query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.id.desc())
-    return list(session.scalars(query))
+    return sorted(dropped - {kept.path for kept in list_checkpoints(session, fence.job_id)})
 
 
 def set_aside_checkpoint(session: Session, fence: Fence, id: int, reason: str) -> None:

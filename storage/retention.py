@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from storage.actions import needed_teachers
 from storage.blobs import BlobStore
 from storage.database import Database, now
 from storage.lifecycle import TERMINAL, Status
@@ -32,9 +33,10 @@ class Swept:
 def sweep(database: Database, settings: Settings) -> Swept:
     """Apply retention once. Rows go first and files after: what a row names is always there."""
     done = Swept()
-    giving: dict[Table, Select[Any]] = {Checkpoint: _ended()}
-    with database.read() as session:
-        giving[Artifact] = _ended().where(Job.id.not_in(_needed_teachers(session)))
+    giving: dict[Table, Select[Any]] = {
+        Checkpoint: _ended(),
+        Artifact: _ended().where(Job.id.not_in(needed_teachers())),
+    }
     with database.write() as session:
         done.checkpoints = _expire(session, Checkpoint, giving[Checkpoint], settings.keep_checkpoints_days)
         if settings.keep_artifacts_days is not None:
@@ -47,13 +49,6 @@ def sweep(database: Database, settings: Settings) -> Swept:
 
 def _ended() -> Select[Any]:
     return select(Job.id).where(Job.status.in_(TERMINAL))
-
-
-def _needed_teachers(session: Session) -> set[str]:
-    """Jobs whose teacher a job that has not ended is to be distilled from."""
-    specs = session.scalars(select(Job.spec["teachers"]).where(Job.status.not_in(TERMINAL)))
-    weights = [teacher.get("weights") or {} for teachers in specs for teacher in teachers]
-    return {source["job"] for source in weights if "job" in source}
 
 
 def _expire(session: Session, table: Table, giving: Select[Any], days: float) -> int:

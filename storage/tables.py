@@ -81,6 +81,10 @@ class Job(Base):
     )
 
 
+TEACHER_JOB = Job.spec[("teachers", 0, "weights", "job")].as_string()
+"""Which job a job has its teacher from; NULL for most."""
+
+
 class JobLabel(Base):
     """The labels of jobs, for filtering."""
 

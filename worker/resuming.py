@@ -9,7 +9,7 @@ from kdcore import checkpoint
 from kdcore.errors import TrainingError
 from kdcore.spec import JobSpec
 from kdcore.stages import list_stages
-from storage import records
+from storage import queries, records
 from storage.tables import Job
 from worker.ledger import Ledger
 
@@ -17,7 +17,7 @@ from worker.ledger import Ledger
 def find_resume(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
     """The newest checkpoint that is whole; worse ones are set aside, and points beyond it are dropped."""
     path, done = None, {}
-    for row in ledger.write(partial(records.last_checkpoints, job_id=job.id)):
+    for row in ledger.write(partial(queries.list_checkpoints, job_id=job.id)):
         candidate = ledger.settings.home / row.path
         try:
             saved = checkpoint.load(candidate, spec_digest=job.spec_digest, digest=row.digest)

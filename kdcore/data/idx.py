@@ -4,6 +4,7 @@ import gzip
 import math
 import socket
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, ClassVar, cast
 
@@ -102,7 +103,7 @@ class IdxDataConfig(BaseDataConfig):
             from torchvision import datasets  # only here: it is slow to import, and most jobs have their files
 
             getattr(datasets, self.folder)(str(root), train=True, download=True)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+        except (ImportError, OSError, HTTPException, RuntimeError, ValueError) as error:
             raise self._absent(root, f" (the download failed: {error})") from error
         finally:
             socket.setdefaulttimeout(before)

@@ -68,7 +68,8 @@ def test_head_has_the_same_headers_and_no_body(files_client: httpx.Client, url: 
     ("range", "first", "last"),
     [
         ("bytes=0-0", 0, 0), ("bytes=10-19", 10, 19), ("bytes=255990-", 255990, 255999), ("bytes=-5", 255995, 255999),
-        ("bytes=0-99999999", 0, 255999), ("bytes=-99999999", 0, 255999), (f"bytes=0-{'9' * 30}", 0, 255999), ("BYTES=1-2", 1, 2),
+        ("bytes=0-99999999", 0, 255999), ("bytes=-99999999", 0, 255999), ("BYTES=1-2", 1, 2),
+        (f"bytes=0-{'9' * 30}", 0, 255999),
     ],
 )  # fmt: skip
 def test_one_range_is_206(files_client: httpx.Client, url: str, range: str, first: int, last: int):

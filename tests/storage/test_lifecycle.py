@@ -129,6 +129,16 @@ def test_delete_takes_terminal_jobs_with_all_that_is_theirs(jobs, database):
             assert jobs.get(job_id).status == status
 
 
+def test_a_teacher_that_another_job_waits_for_cannot_be_deleted(jobs, database):
+    teacher = jobs.put("succeeded")
+    student = jobs.submit(teachers=[{"weights": {"job": teacher}}])
+    with pytest.raises(ConflictError, match="to learn from this job's teacher"), database.write() as session:
+        actions.remove(session, teacher, "alice")
+    jobs.ask(student, "cancel")
+    with database.write() as session:
+        actions.remove(session, teacher, "alice")
+
+
 def test_one_of_many_deletes_finds_the_job(jobs, database, at_once):
     job_id = jobs.put("failed")
 
