@@ -80,7 +80,7 @@ async def _events(service: Service, watch: Watch, first: Glance, after: int) -> 
     yield format_sse_event(retry=RETRY_MS)
     glance: Glance | None = first
     shown: dict[str, Any] | None = None
-    due = 0.0
+    due, said = 0.0, time.monotonic()
     while glance is not None:
         while after < glance.last_event:
             events = await run_in_threadpool(_read, service, watch.job_id, after)
@@ -88,16 +88,18 @@ async def _events(service: Service, watch: Watch, first: Glance, after: int) -> 
                 return  # deleted
             for event in events:
                 yield _stored(event)
-                after = event.id
+                after, said = event.id, time.monotonic()
         if glance.status in TERMINAL and after == glance.last_event:
             return
         now, fresh = time.monotonic(), glance.status == "running" and glance.progress not in (None, shown)
         if fresh and now >= due:
-            shown, due, fresh = glance.progress, now + PROGRESS_SECONDS, False
+            shown, due, said, fresh = glance.progress, now + PROGRESS_SECONDS, now, False
             yield _progress(glance)
-        if not await watch.changed(due - now if fresh else PING_SECONDS) and not fresh:
+        elif now >= said + PING_SECONDS:  # not every change is one to tell of
+            said = now
             yield KEEPALIVE_COMMENT
-        glance = watch.glance
+        if await watch.changed((due if fresh else said + PING_SECONDS) - now):
+            glance = watch.glance
 
 
 def _read(service: Service, job_id: str, after: int) -> list[Event]:

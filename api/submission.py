@@ -39,11 +39,10 @@ def accept(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | N
     settings, digest = service.settings, spec_digest(spec)
     with service.database.read() as session:
         job_id = find_key(session, owner, key, digest) if key is not None else None
-        if job_id is None:
-            _check_weights(session, owner, spec)
     if job_id is None:
         _check_disk(service)
         with service.database.write() as session:
+            _check_weights(session, owner, spec)  # in the job's own transaction: nobody deletes them in between
             job_id = submit(
                 session,
                 owner=owner,

@@ -184,7 +184,7 @@ def open_job(
     state = State(**saved["state"]) if saved is not None else State()
     stages = list_stages(spec)
     steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
-    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps)
+    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train))
     job = Job(spec, stages, data, device, choices, reporter, session, state, saved["running"] if saved else None)
     if spec.teachers[0].weights is not None and TEACHER not in state.models:
         path = weights_file(spec.teachers[0], data_root, teacher_weights)

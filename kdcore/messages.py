@@ -51,8 +51,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loc, s
         model: the model that was validated, for the names that could have been meant.
 
     Returns:
-        Pairs of `loc` and message, of the first 1,000 errors. A `loc` starts in the document, has no union tags and ends in
-        the field's name, also where the field is missing; for an unknown or missing kind it ends in `type`.
+        Pairs of `loc` and message, of the first 1,000 errors. A `loc` starts in the document, has no union tags and
+        ends in the field's name, also where the field is missing; for an unknown or missing kind it ends in `type`.
     """
     details = [detail for detail in error.errors(include_url=False) if detail["type"] not in FOLLOW_UPS]
     found = [(detail, walk(model, detail["loc"])) for detail in details[:MOST_READ]]

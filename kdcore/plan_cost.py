@@ -20,8 +20,8 @@ from kdcore.stages import Stage
 FLOAT = 4
 LABEL = 8
 TEACHER_COPIES, STUDENT_COPIES = 4, 6
-"""At most at one time: the best epoch, the one that replaces it, a finished or rebuilt model, two temporaries of a
-check; and of the student the weights that one stage hands to the next, and the baseline's."""
+"""At one time, at most: the best epoch, the one that replaces it, and two for what a check for NaN writes; of the
+student also the baseline's weights and those that one stage hands to the next."""
 
 
 class LayerPlan(Config):

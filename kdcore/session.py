@@ -22,6 +22,7 @@ class Session:
     Args:
         header: what every checkpoint says of its job: spec digest, data digest, choices.
         steps: of each stage, in order.
+        samples: in one epoch of any stage.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Session:
         config: CheckpointConfig,
         stages: Sequence[Stage],
         steps: Sequence[int],
+        samples: int,
     ) -> None:
         self._reporter, self._folder, self._state, self._header = reporter, folder, state, header
-        self._config, self._stages, self._steps = config, stages, steps
+        self._config, self._stages, self._steps, self._samples = config, stages, steps, samples
         self._running: tuple[Training, Recorder] | None = None
         self._marked = self._saved = self._reported = time.monotonic()
         self._began, self._began_at_step = self._marked, 0
@@ -112,6 +114,6 @@ class Session:
             step=state.step,
             steps=self._steps[state.stage],
             fraction=done / sum(self._steps),
-            samples_per_second=rate * stage.train.batch_size,
+            samples_per_second=rate * self._samples * stage.train.epochs / self._steps[state.stage],
             eta_seconds=(sum(self._steps) - done) / rate if rate else None,
         )

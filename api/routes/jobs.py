@@ -149,7 +149,7 @@ def _show(service: Service, owner: str, job_id: str) -> schemas.Job:
 
 @router.delete("/{job_id}", summary="Delete a job that has ended", status_code=204, responses=problems(404, 409))
 def delete_job(service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Response:
-    """With its history, metrics, checkpoints and artifacts."""
+    """With its history, metrics, checkpoints and artifacts. Not while a job that has not ended needs its teacher."""
     with service.database.write() as session:
         actions.remove(session, job_id, owner)
     folder = service.settings.jobs / job_id

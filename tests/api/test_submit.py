@@ -251,6 +251,7 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     api.succeed(fence, {"teacher-1.safetensors": b"weights"})
     teacher = {"model": SPEC["teachers"][0]["model"], "weights": {"job": job_id}}
     assert submit(client, teachers=[teacher])["spec"]["teachers"][0]["weights"] == {"job": job_id}
+    assert "teacher" in said(client.delete(f"/jobs/{job_id}"), 409, "conflict")["detail"]
     assert "trained on digits" in refusal(job_id, data={"type": "mnist"})
     assert "another model" in refusal(job_id, teachers=[teacher | {"model": {"type": "mlp", "hidden": [33]}}])
     with api.client(next(owners)) as stranger:
@@ -260,3 +261,13 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     without = submit(client)["id"]
     api.succeed(api.claim(without), {"student.onnx": b"x"})
     assert "no longer has" in refusal(without)
+
+
+def test_a_teacher_that_is_deleted_meanwhile_is_missed_at_once(
+    api: Api, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = submit(client)["id"]
+    api.succeed(api.claim(job_id), {"teacher-1.safetensors": b"weights"})
+    teacher = {"model": SPEC["teachers"][0]["model"], "weights": {"job": job_id}}
+    monkeypatch.setattr("api.submission._check_disk", lambda service: client.delete(f"/jobs/{job_id}"))
+    said(client.post("/jobs", json=SPEC | {"teachers": [teacher]}), 422, "invalid_spec")

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import pickle
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,19 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     with pytest.raises(TrainingError) as caught:
         checkpoint.load(path, spec_digest="sha256:a", digest=known)
     assert caught.value.code == "bad_checkpoint"
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_damage_makes_the_reader_stumble(tmp_path: Path) -> None:
+    path, _ = checkpoint.save(tmp_path, CONTENT)
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(5):
+            data[chance.randrange(700)] = chance.randrange(256)  # the archive's head and the pickle
+        path.write_bytes(data)
+        with suppress(TrainingError):  # and nothing else
+            checkpoint.load(path, spec_digest="sha256:a")
 
 
 class Trap:

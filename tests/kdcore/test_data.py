@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import struct
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,17 @@ def test_a_failed_download_says_what_to_do_instead(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(datasets.MNIST, "download", refuse)
     with pytest.raises(DataError, match=r"no route to host.*put train-images-idx3-ubyte.gz"):
+        MNISTConfig().load(tmp_path, download=True)
+
+
+def test_a_download_that_breaks_off_is_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    def break_off(*_: object, **__: object) -> None:
+        raise IncompleteRead(b"half")
+
+    monkeypatch.setattr(datasets.MNIST, "download", break_off)
+    with pytest.raises(DataError, match=r"download failed.*put train-images-idx3-ubyte.gz"):
         MNISTConfig().load(tmp_path, download=True)
 
 

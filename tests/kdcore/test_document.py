@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -80,6 +81,8 @@ def test_a_merge_key_is_a_plain_key() -> None:
         ("\t- 1", "line 1"),
         ("a: \x01", "not YAML"),
         ("a: " + "9" * 5000, "too many digits"),
+        ("a: 0x" + "f" * 5000, "too many digits"),
+        ("a: 0o" + "7" * 5000, "too many digits"),
         ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
         ('{"a": NaN}', "NaN is not JSON"),
         ("[" * 60_000, f"deeper than {MAX_DEPTH}"),
@@ -147,6 +150,14 @@ def test_any_json_is_read_as_json_reads_it(value: Any) -> None:
 def test_strict_json(text: str | bytes, message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         read_json(text)
+
+
+def test_a_key_twice_among_many_is_found_in_time() -> None:
+    keys = [*(f"k{number}" for number in range(100_000)), "twice", "twice"]
+    begun = time.thread_time()
+    with pytest.raises(DocumentError, match="'twice' is there twice"):
+        read_json("{" + ",".join(f'"{key}":1' for key in keys) + "}")
+    assert time.thread_time() - begun < 2
 
 
 def test_the_deepest_that_is_read() -> None:

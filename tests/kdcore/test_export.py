@@ -223,6 +223,23 @@ def test_safetensors_bytes_depend_on_the_weights_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_a_full_disk_is_an_os_error_for_every_file(tmp_path: Path) -> None:
+    """torch's and safetensors' own writers would end the process, or raise errors of their own."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    full = tmp_path / "full"  # a link, since a writer that renames would put a file in the device's place
+    full.symlink_to("/dev/full")
+    student = classifier({"type": "mlp", "hidden": [4]})
+    program = export.trace(student, FACTS.input_shape)
+    for write in (
+        lambda: export.save_weights(full, dict(student.network.state_dict())),
+        lambda: export.save_onnx(program, full),
+        lambda: export.save_program(program, full),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+
+
 def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     program = export.trace(classifier({"type": "mlp", "hidden": [4]}), FACTS.input_shape)
     export.save_onnx(program, tmp_path / "m.onnx")

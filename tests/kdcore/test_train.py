@@ -343,6 +343,12 @@ def test_missing_data_is_the_user_s_to_mend(light: Any, tiny: dict[str, Any]) ->
     assert (caught.value.code, caught.value.kind) == ("bad_data", "user")
 
 
+def test_a_data_directory_that_cannot_be_read_is_the_user_s_to_mend(light: Any, tiny: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="the data cannot be read") as caught:
+        light({**tiny, "data": {"type": "mnist"}}, data_root=Path("x" * 5000))
+    assert (caught.value.code, caught.value.kind) == ("bad_data", "user")
+
+
 @pytest.mark.parametrize(("request_", "checkpoints"), [("cancel", 0), ("pause", 1), ("drain", 1)])
 def test_requests_are_answered_within_a_step(light: Any, tiny: dict[str, Any], request_: Any, checkpoints: int) -> None:
     reporter = RecordingReporter(request_, request_at=3)
@@ -369,7 +375,9 @@ def test_progress_is_of_the_whole_job(light: Any, tiny: dict[str, Any], monkeypa
         10,
     )
     assert told[-1].eta_seconds == 0.0
-    assert told[-1].samples_per_second > 0
+    for step, progress in enumerate(told[:-1], start=1):  # a step has 200 / 5 samples: the last batch is smaller
+        assert progress.eta_seconds is not None
+        assert progress.samples_per_second == pytest.approx(40 * (30 - step) / progress.eta_seconds)
 
 
 def test_given_teacher_weights_replace_its_training(light: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
