@@ -82,18 +82,21 @@ def _foreign_page(scope: Scope, settings: Settings) -> str | None:
     """Why a request must come from a web page that is not ours; without keys nothing else keeps it out."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
-    if host and settings.host in LOOPBACK and not _is_loopback(host):
-        return "without API keys this service answers to localhost, 127.0.0.1 and [::1] only"
+    if host and not _is_ours(host, settings):
+        return "without API keys this service answers to localhost, 127.0.0.1, [::1] and its allowed_hosts only"
     origin = headers.get("origin")
     if origin is not None and scope["method"] not in SAFE_METHODS and urlsplit(origin).netloc.lower() != host.lower():
         return "without API keys this service takes no requests from web pages of another origin"
     return None
 
 
-def _is_loopback(host: str) -> bool:
+def _is_ours(host: str, settings: Settings) -> bool:
+    allowed = settings.allowed_hosts
+    if allowed is None and settings.host not in LOOPBACK:
+        return True
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return name in ("localhost", *(allowed or ())) or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 

@@ -79,7 +79,7 @@ def _check_weights(session: Session, owner: str, spec: JobSpec) -> None:
 def _fault(session: Session, owner: str, spec: JobSpec, teacher: TeacherConfig, job_id: str) -> str | None:
     """Why that job's teacher cannot be this one's; None where it can."""
     try:
-        job = get_job(session, job_id, owner)
+        job = get_job(session, job_id, owner, keep=True)
     except NotFoundError as error:
         return str(error)
     if job.status != Status.SUCCEEDED:

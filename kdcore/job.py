@@ -1,7 +1,6 @@
 """A job that runs: its data on the device, its state, and the networks it is about."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import checkpoint
-from kdcore.choices import Choices, apply, choose
+from kdcore.choices import Choices, apply, choose, usable_cores
 from kdcore.data import Dataset
 from kdcore.errors import TrainingError, data_errors
 from kdcore.evaluate import predict
@@ -151,7 +150,7 @@ def choose_here(spec: JobSpec, device: str | None = None) -> Choices:
     wanted = device or spec.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return choose(spec, make_plan(spec), device="cuda" if wanted == "cuda" else "cpu", cores=os.cpu_count() or 1)
+    return choose(spec, make_plan(spec), device="cuda" if wanted == "cuda" else "cpu", cores=usable_cores())
 
 
 def open_job(

@@ -32,7 +32,7 @@ def _cancel(session: Session, job_id: str, status: Status, pending: str | None) 
         return True
     if status == Status.RUNNING:
         return _ask(session, job_id, "cancel")
-    _allow("cancel", status, {Status.QUEUED, Status.PAUSED})
+    _allow("cancel", status, {Status.QUEUED, Status.RUNNING, Status.PAUSED})
     return move(session, job_id, "cancelled", where=Job.status != Status.RUNNING)
 
 
@@ -43,7 +43,7 @@ def _pause(session: Session, job_id: str, status: Status, pending: str | None) -
         raise ConflictError("the job is being cancelled, which outranks pause")
     if status == Status.RUNNING:
         return _ask(session, job_id, "pause")
-    _allow("pause", status, {Status.QUEUED})
+    _allow("pause", status, {Status.QUEUED, Status.RUNNING})
     return move(session, job_id, "paused", where=Job.status != Status.RUNNING)
 
 

@@ -70,7 +70,7 @@ def _make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_size=20, max_overflow=40)
+        engine = create_engine(parsed, pool_size=20, max_overflow=40, hide_parameters=True)
         event.listen(engine, "connect", _connect_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -80,6 +80,7 @@ def _make_engine(url: str) -> Engine:
         parsed,
         pool_size=10,
         max_overflow=30,
+        hide_parameters=True,  # an error in the log must not carry a spec
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,

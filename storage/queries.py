@@ -14,13 +14,17 @@ from storage.lifecycle import Status
 from storage.tables import Artifact, Attempt, Checkpoint, Event, Job, JobLabel, Metric
 
 
-def get_job(session: Session, job_id: str, owner: str) -> Job:
+def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
     """A job of this owner.
+
+    Args:
+        keep: whether it must not be deleted before this transaction ends.
 
     Raises:
         NotFoundError: there is none.
     """
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner))
+    query = select(Job).where(Job.id == job_id, Job.owner == owner)
+    job = session.scalar(query.with_for_update(read=True) if keep else query)
     if job is None:
         raise NotFoundError(f"there is no job {job_id}")
     return job

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     """Owners and their API keys (16 characters or more), as JSON: `{"alice": "<key>"}`. Empty: no authentication."""
     allow_unauthenticated_bind: bool = False
     """Bind beyond loopback without API keys: only where something else keeps strangers out."""
+    allowed_hosts: list[str] | None = None
+    """Host names that requests without API keys may address, as JSON, beside those of loopback: keeps web pages out
+    that resolve a name of theirs to this service. Left out: none where bound to loopback, any beyond."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024, le=2**30)
     """Largest request body, in bytes."""
     max_queued: int = Field(default=10_000, ge=1)

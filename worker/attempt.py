@@ -1,7 +1,6 @@
 """One attempt, from the job's row to its artifacts: load, choose, resume, train, publish."""
 
 import errno
-import os
 import shutil
 import traceback
 from pathlib import Path
@@ -11,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kdcore import train
-from kdcore.choices import Choices, choose
+from kdcore.choices import Choices, choose, usable_cores
 from kdcore.config import SpecError
 from kdcore.data import DataError
 from kdcore.errors import TrainingError
@@ -108,7 +107,7 @@ def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
     if stored is None:
         device: Any = whose().device if spec.device == "auto" else spec.device
         plan = Plan.model_validate(job.plan)
-        chosen = choose(spec, plan, device=device, cores=os.cpu_count() or 1).model_dump(mode="json")
+        chosen = choose(spec, plan, device=device, cores=usable_cores()).model_dump(mode="json")
         stored = ledger.write(lambda session: records.store_choices(session, ledger.fence, chosen))
     return Choices.model_validate(stored)
 

@@ -12,12 +12,12 @@ from kdcore.spec import parse_spec
 
 TINY = "{data: {type: digits}, teachers: [{model: {type: mlp}}], student: {model: {type: mlp, hidden: [8]}}}"
 MIDDLE = (
-    "{data: {type: mnist}, teachers: [{model: {type: mlp, hidden: [1200, 1200]}, train: {batch_size: 32}}],"
-    " student: {model: {type: mlp}}, stages: [{batch_size: 32}]}"
+    "{data: {type: mnist}, teachers: [{model: {type: mlp, hidden: [1200, 1200]}, train: {batch_size: 320}}],"
+    " student: {model: {type: mlp}}, stages: [{batch_size: 320}]}"
 )
 LARGE = (
     "{data: {type: cifar10}, precision: bf16, student: {model: {type: mlp}},"
-    " teachers: [{model: {type: cnn, channels: [64, 128], hidden: [1024]}}]}"
+    " teachers: [{model: {type: cnn, channels: [256, 256], hidden: [1024]}}]}"
 )
 
 
@@ -38,7 +38,7 @@ def chosen(text: str, **values: object) -> Choices:
 def test_small_work_gets_one_thread_and_large_work_every_core() -> None:
     assert chosen(TINY).threads == 1
     assert chosen(LARGE).threads == 8
-    assert chosen(MIDDLE).threads == 4  # 2·(784·1200 + 1200·1200 + 1200·10)·32 = 1.53e8: 1 + 3
+    assert chosen(MIDDLE).threads == 4  # 2·(784·1200 + 1200·1200 + 1200·10)·320 = 1.53e9: 1 + 3
     assert chosen(LARGE, cores=3).threads == 3
     assert chosen(LARGE, cores=0).threads == 1
     assert chosen(LARGE, device="cuda").threads == 1
