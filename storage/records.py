@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, delete, func, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage.database import insert_into, now
+from storage.database import now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, add_event
 from storage.queries import list_checkpoints
@@ -62,20 +62,27 @@ def report(
     if moved:
         values["stepped_at"] = now()
     _fenced_update(session, fence, values)
-    rows = [
-        {"job_id": fence.job_id, "attempt": fence.attempt, "stage": p.stage, "name": p.name, "step": p.step,
-         "value": p.value}
-        for p in points
-        if math.isfinite(p.value)  # neither SQLite nor JSON has a NaN: the series has a gap there
-    ]  # fmt: skip
-    if rows:
-        # A checkpoint may lie between a step and what was reported of it: then the point comes again.
-        upsert = insert_into(session, Metric)
-        upsert = upsert.on_conflict_do_update(
-            index_elements=[Metric.job_id, Metric.stage, Metric.name, Metric.step],
-            set_={"value": upsert.excluded.value, "attempt": upsert.excluded.attempt},
-        )
-        session.execute(upsert, rows)
+    finite = [p for p in points if math.isfinite(p.value)]  # neither SQLite nor JSON has a NaN: a gap in the series
+    if finite:
+        _insert_points(session, fence, finite)
+
+
+# A checkpoint may lie between a step and what was reported of it: then the point comes again.
+_AGAIN = "ON CONFLICT (job_id, stage, name, step) DO UPDATE SET value = excluded.value, attempt = excluded.attempt"
+_POINTS_SQLITE = f"INSERT INTO metrics (job_id, attempt, stage, name, step, value) VALUES (?, ?, ?, ?, ?, ?) {_AGAIN}"
+_POINTS_POSTGRESQL = f"""INSERT INTO metrics (job_id, attempt, stage, name, step, value)
+    SELECT %s, %s, * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::double precision[]) {_AGAIN}"""
+
+
+def _insert_points(session: Session, fence: Fence, points: list[Point]) -> None:
+    """Thousands of rows in one statement, by the driver itself: this runs beside the training loop, in its process."""
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        columns = zip(*((p.stage, p.name, p.step, p.value) for p in points), strict=True)
+        connection.exec_driver_sql(_POINTS_POSTGRESQL, (fence.job_id, fence.attempt, *map(list, columns)))
+    else:
+        rows = [(fence.job_id, fence.attempt, p.stage, p.name, p.step, p.value) for p in points]
+        connection.exec_driver_sql(_POINTS_SQLITE, rows)
 
 
 def store_choices(session: Session, fence: Fence, choices: dict[str, Any]) -> dict[str, Any]:

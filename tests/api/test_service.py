@@ -12,12 +12,10 @@ import httpx
 import psycopg
 import pytest
 import structlog
-from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from api import housekeeping
-from api.app import create_app
 from api.server import serve
 from storage import schema
 from storage.database import Database
@@ -86,9 +84,9 @@ def test_without_keys_only_loopback_names_are_answered(open_api):
 @pytest.mark.parametrize(("allowed", "statuses"), [(None, [200, 200, 200]), (["lab.example"], [200, 200, 403])])
 def test_beyond_loopback_the_allowed_hosts_count(tmp_path: Path, allowed: list[str] | None, statuses: list[int]):
     settings = embedded(tmp_path, host="0.0.0.0", allow_unauthenticated_bind=True, allowed_hosts=allowed)
-    with TestClient(create_app(settings)) as client:
+    with serving(settings) as api:  # on loopback, where only the test can reach it
         hosts = ("127.0.0.1", "lab.example:80", "evil.example")
-        assert [client.get("/jobs", headers={"Host": host}).status_code for host in hosts] == statuses
+        assert [httpx.get(f"{api.url}/jobs", headers={"Host": host}).status_code for host in hosts] == statuses
 
 
 def test_with_keys_any_host_and_origin_will_do(files_client: httpx.Client):
