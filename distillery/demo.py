@@ -15,6 +15,7 @@ from distillery import showing
 from distillery.client import Client
 from distillery.embedded import Embedded
 from distillery.errors import DistilleryError, JobFailed
+from distillery.service import WRONG, read_settings
 from distillery.watching import watch
 
 TAIL_LINES = 40
@@ -44,6 +45,8 @@ def _run(job_file: Path, out: Path, home: Path) -> int:
     if not job_file.is_file():
         raise DistilleryError(f"there is no file {job_file}")
     settings = _settings(home)
+    if settings is None:
+        return WRONG
     log = home / "service.log"
     print(f"starting the service in {home}", flush=True)
     with log.open("wb") as output:
@@ -65,10 +68,8 @@ def _run(job_file: Path, out: Path, home: Path) -> int:
 
 
 def _settings(home: Path) -> Any:
-    """The embedded form with the user's own settings where they do not stand in its way."""
-    from storage.settings import Settings
-
-    return Settings(
+    """The embedded form with the user's own settings where they do not stand in its way; None where one is wrong."""
+    return read_settings(
         home=home,
         host="127.0.0.1",
         port=0,

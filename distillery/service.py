@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distillery.leash import hold
 
@@ -37,15 +37,15 @@ def run(options: argparse.Namespace) -> int:
         return WRONG
 
 
-def read_settings() -> "Settings | None":
-    """The settings from the environment; None, and a sentence for each bad one, where they are wrong."""
+def read_settings(**values: Any) -> "Settings | None":
+    """The environment's settings but for `values`; None, and a sentence for each bad one, where they are wrong."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
     from storage.settings import Settings
 
     try:
-        return Settings()
+        return Settings(**values)
     except SettingsError as error:
         print(f"distillery: a setting is not the JSON it should be: {error}", file=sys.stderr)
     except ValidationError as error:

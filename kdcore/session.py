@@ -88,14 +88,20 @@ class Session:
             running = training.snapshot()
         path, digest = checkpoint.save(self._folder, {**self._header, "state": vars(self._state), "running": running})
         self._saved = time.monotonic()
-        state = self._state
-        self._reporter.checkpoint(
-            SavedCheckpoint(path, digest, path.stat().st_size, self._name(), state.epoch, state.step)
-        )
+        self._reporter.checkpoint(SavedCheckpoint(path, digest, path.stat().st_size, *self._position()))
 
     def _name(self) -> str:
         """The stage's name; of the last one where all are done."""
         return self._stages[min(self._state.stage, len(self._stages) - 1)].name
+
+    def _position(self) -> tuple[str, int, int]:
+        """Stage, epoch and step; the end of the last stage where all are done."""
+        state = self._state
+        if state.stage < len(self._stages):
+            return self._name(), state.epoch, state.step
+        last = self._stages[-1]
+        epochs = int(state.selected[last.name]["epochs"])  # fewer than asked for where it stopped early
+        return last.name, epochs, epochs * self._steps[-1] // last.train.epochs
 
     def _account(self) -> None:
         now = time.monotonic()

@@ -152,7 +152,9 @@ def _end(
         .where(Attempt.job_id == fence.job_id, Attempt.number == fence.attempt)
         .scalar_subquery()
     )
-    spent = {"spent_seconds": Job.spent_seconds + case((began.is_(None), 0.0), else_=now() - began)}
+    # An attempt that was lost is charged until its lease ran out: the host may have been off since.
+    until = case((Job.lease_expires_at < now(), Job.lease_expires_at), else_=now())
+    spent = {"spent_seconds": Job.spent_seconds + func.coalesce(until - began, 0.0)}
     if not move(session, fence.job_id, change, fence=fence, values=spent | (values or {}), data=data):
         raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")
     session.execute(

@@ -1,5 +1,6 @@
 """What the worker's parent does beside Celery, in a thread: heartbeat, reconciler, and the word that it drains."""
 
+import contextlib
 import threading
 import time
 
@@ -7,6 +8,7 @@ import structlog
 
 from storage import attempts, workers
 from storage.database import Database
+from storage.errors import StaleAttemptError
 from storage.queue import Doorbell
 from storage.reconciler import reconcile
 from storage.settings import Settings
@@ -53,7 +55,8 @@ class Keeper:
         try:
             with self._database.write() as session:
                 for fence in held_by(session, self._card.id):
-                    attempts.yield_job(session, fence, "drain")
+                    with contextlib.suppress(StaleAttemptError):  # a reconciler may have been faster
+                        attempts.yield_job(session, fence, "drain")
                 workers.leave(session, self._card.id)
         except AWAY:
             log.warning("database_away")  # a silent worker's row is forgotten

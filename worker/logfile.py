@@ -41,14 +41,19 @@ class BoundedLog:
         body = content[self._tail_from :]
         kept = body[-self._quarter :]
         kept = kept[kept.find(b"\n") + 1 :]
-        self._cut += len(body) - len(kept)
-        start = content[: self._head] + f"[... {self._cut} bytes cut here ...]\n".encode()
+        cut = self._cut + len(body) - len(kept)
+        start = content[: self._head] + f"[... {cut} bytes cut here ...]\n".encode()
         temporary = self._path.with_name(f".{self._path.name}.tmp")
+        file = temporary.open("wb", buffering=0)
+        try:
+            file.write(start + kept)
+            os.replace(temporary, self._path)
+        except OSError:  # the disk is full: the old file stays in use
+            file.close()
+            raise
         self._file.close()
-        self._file = temporary.open("wb", buffering=0)
-        self._tail_from = self._file.write(start)
-        self._size = self._tail_from + self._file.write(kept)
-        os.replace(temporary, self._path)
+        self._file, self._tail_from, self._size = file, len(start), len(start) + len(kept)
+        self._cut = cut
 
     def _remember(self, data: bytes) -> None:
         *ended, rest = (self._line + data).split(b"\n")

@@ -1,6 +1,5 @@
 """The Celery worker, run in this process: the parent, which never imports torch nor touches CUDA."""
 
-import shutil
 import sys
 from typing import Any
 
@@ -60,8 +59,6 @@ def _check_schema(settings: Settings) -> None:
 
 
 def _make_worker(settings: Settings, card: WorkerCard) -> Any:
-    if settings.broker is None:
-        shutil.rmtree(settings.broker_folder, ignore_errors=True)  # old messages; the reconciler rings again
     app: Celery = make_celery(settings)
     app.conf.imports = ["worker.tasks"]
     devices = ["auto", "cuda"] if card.device == "cuda" else ["auto"]

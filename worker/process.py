@@ -57,11 +57,12 @@ class TrainingProcess:
             self._popen.stdin.flush()
 
     def _copy_output(self, log: BoundedLog) -> None:
+        """In a thread that alone closes what it uses: somebody who left the group may hold the pipe for longer."""
         assert self._popen.stdout is not None
-        descriptor = self._popen.stdout.fileno()
-        while data := os.read(descriptor, 65536):
-            with contextlib.suppress(OSError):  # a full disk must not block training
-                log.write(data)
+        with self._popen.stdout as pipe, contextlib.closing(log):
+            while data := os.read(pipe.fileno(), 65536):
+                with contextlib.suppress(OSError):  # a full disk must not block training
+                    log.write(data)
 
     def wait(self, seconds: float) -> int | None:
         """Its exit status, negative for a signal, once it has ended; None after `seconds`."""
@@ -85,14 +86,14 @@ class TrainingProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
-        if self._logger is not None:
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        with contextlib.suppress(OSError):
+            self._popen.stdin.close()
+        if self._logger is None:
+            self._popen.stdout.close()
+        else:
             self._logger.join(_LOG_SECONDS)
-        for pipe in (self._popen.stdin, self._popen.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
-        if self._log is not None:
-            self._log.close()
 
     def last_line(self) -> str:
         """The last line it printed."""

@@ -17,6 +17,8 @@ from worker.ledger import Ledger
 WRITE_SECONDS = 0.5
 QUIET_SECONDS = 1.0
 """How often a loop that has nothing to tell but steps is said to be alive."""
+LOADING_SECONDS = 3600.0
+"""How long training may read and download data, before its first step, and is taken to be alive."""
 MOST_BUFFERED = 5_000
 """Calls of `metrics` that are kept; beyond, the loop waits for the database."""
 
@@ -54,6 +56,7 @@ class StorageReporter:
         self._printer = PrintReporter(every_seconds=10.0)
         self._batch = _Batch()
         self._polls = 0
+        self._loaded_by = time.monotonic() + LOADING_SECONDS
         self._swap = threading.Lock()
         self._writing = threading.Lock()
         self._stopped = threading.Event()
@@ -128,7 +131,7 @@ class StorageReporter:
                 raise self._failure
             with self._swap:
                 batch, self._batch = self._batch, _Batch(polls=self._polls)
-            moved = self._polls != batch.polls or batch.holds_something()
+            moved = self._moved(batch) or batch.holds_something()
             points = batch.points()
 
             def save(session: Session) -> T:
@@ -144,11 +147,15 @@ class StorageReporter:
                 self._failure = error
                 raise
 
+    def _moved(self, batch: _Batch) -> bool:
+        """Whether there was a step since the batch was begun, or there could not be one: data is still read."""
+        return self._polls != batch.polls or (self._polls == 0 and time.monotonic() < self._loaded_by)
+
     def _run(self) -> None:
         written = time.monotonic()
         while not self._stopped.wait(WRITE_SECONDS):
-            moved = self._polls != self._batch.polls and time.monotonic() - written >= QUIET_SECONDS
-            if not moved and not self._batch.holds_something():
+            alive = self._moved(self._batch) and time.monotonic() - written >= QUIET_SECONDS
+            if not alive and not self._batch.holds_something():
                 continue
             try:
                 self._write()

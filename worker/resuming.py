@@ -34,7 +34,7 @@ def find_resume(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
 def _done(spec: JobSpec, state: Mapping[str, Any]) -> dict[str, int | None]:
     """What a checkpoint has seen: finished stages whole, and the steps of the one that runs.
 
-    The row's stage does not tell: after the last stage it still names that one, at step 0.
+    The row does not tell: after the last stage it still names that one, at its end.
     """
     names = [stage.name for stage in list_stages(spec)]
     finished: dict[str, int | None] = dict.fromkeys(names[: state["stage"]])

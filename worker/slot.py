@@ -16,6 +16,7 @@ from worker.identity import drain_flag
 from worker.ledger import AWAY, Ledger, held_by
 from worker.lifeline import EXIT_ORPHANED, watch_parent
 from worker.places import attempt_folder
+from worker.process import TrainingProcess
 from worker.spare import Spare
 from worker.supervisor import Limits, Supervisor
 
@@ -89,13 +90,15 @@ class Slot:
         with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
             log.info("attempt_started", name=job.name)
             ledger = Ledger(self._database, self._settings, fence)
-            process = self._spare.take()
+            process: TrainingProcess | None = None
             try:
+                process = self._spare.take()
                 process.assign(fence, attempt_folder(self._settings, fence) / "log.txt", self._settings.max_log_bytes)
                 Supervisor(ledger, process, _limits(job), self._stopping, self._meanwhile).run()
-            except Exception as error:  # the disk may be full: the attempt must not wait for its lease
+            except Exception as error:  # no disk, no memory: the attempt must not wait for its lease
                 log.exception("supervision_failed")
-                process.kill()
+                if process is not None:
+                    process.kill()
                 self._release(ledger, "supervision_failed", f"{type(error).__name__}: {error}")
 
     def _meanwhile(self, seconds: float) -> None:

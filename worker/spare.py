@@ -2,9 +2,13 @@
 
 import time
 
+import structlog
+
 from worker.process import TrainingProcess
 
 _SECONDS_BETWEEN_STARTS = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 class Spare:
@@ -22,7 +26,10 @@ class Spare:
         self.close()
         if time.monotonic() - self._started > _SECONDS_BETWEEN_STARTS:
             self._started = time.monotonic()
-            self._process = TrainingProcess()
+            try:
+                self._process = TrainingProcess()
+            except OSError as error:  # no memory, no process: what runs meanwhile must not suffer from it
+                log.warning("no_spare", error=str(error))
 
     def take(self) -> TrainingProcess:
         """A training process for a job: the spare, or a cold one."""

@@ -146,6 +146,9 @@ class Supervisor:
         return Verdict("release", "killed", f"training was killed by {name}{hint}")
 
     def _conclude(self, verdict: Verdict) -> None:
+        if verdict.outcome == "stale":
+            log.info("attempt_over")  # training ended it itself, or lost it
+            return
         if self._draining():
             self._ledger.patience = min(self._ledger.patience, DRAIN_PATIENCE_SECONDS)
         try:
@@ -157,7 +160,8 @@ class Supervisor:
                 case "give_up":
                     self._ledger.give_up(verdict.code)
         except StaleAttemptError:
-            return  # it ended its attempt itself, or lost it
+            log.info("attempt_over")
+            return
         except AWAY:
             log.warning("attempt_left_to_the_lease", code=verdict.code)
             return

@@ -173,6 +173,8 @@ def service(
             yield Running(request.param, start(marked, settings), settings)
         finally:
             _end(marked)
+        if request.param == "embedded":
+            assert marked.started[0].returncode == 0, marked.output(marked.started[0])  # after SIGTERM
 
 
 @pytest.fixture

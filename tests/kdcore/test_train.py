@@ -229,7 +229,10 @@ def test_early_stopping_counts_epochs_that_did_not_improve(light: Any, tiny: dic
     tiny["stages"][0] |= {"epochs": 50, "early_stopping": {"patience": 2, "min_delta": 100.0}}
     left, reporter = light(tiny)
     assert left["selected"]["distill-1"]["epochs"] == 3
-    assert len(named(reporter, "distill-1", "validation/nll")) == 3
+    points = named(reporter, "distill-1", "validation/nll")
+    assert len(points) == 3
+    last = reporter.checkpoints[-1]
+    assert (last.stage, last.epoch, last.step) == ("distill-1", 3, points[-1][0])  # where it stopped, not step 0
 
 
 def test_a_second_stage_starts_from_the_last_weights_of_the_first(light: Any, tiny: dict[str, Any]) -> None:

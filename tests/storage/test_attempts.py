@@ -203,6 +203,17 @@ def test_time_is_summed_over_attempts(jobs, database):
         fence = jobs.claim()
 
 
+def test_a_lost_attempt_is_charged_until_its_lease_ran_out(jobs, database):
+    fence = jobs.running()
+    with database.write() as session:
+        attempt = session.get_one(Attempt, (fence.job_id, 1))
+        attempt.started_at -= 36_000
+        began = attempt.started_at
+    jobs.set(fence.job_id, lease_expires_at=began + 90)
+    release(jobs, fence)
+    assert jobs.get(fence.job_id).spent_seconds == pytest.approx(90, abs=0.01)
+
+
 def test_of_a_finish_and_a_take_over_one_wins(jobs, at_once):
     for _ in range(8):
         fence = jobs.running()

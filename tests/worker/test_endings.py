@@ -27,6 +27,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, subpro
     database = Database(settings.database)
     schema.ensure(database)
     rig = Rig(settings, database)
+    (settings.broker_folder / "messages").mkdir(parents=True)
+    (settings.broker_folder / "messages" / WAITING).touch()
     try:
         yield rig, rig.start()
     finally:
@@ -35,6 +37,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, subpro
         database.close()
 
 
+WAITING = "1_2.of-another-worker.msg"
 Busy = tuple[Rig, subprocess.Popen[bytes]]
 
 
@@ -56,6 +59,11 @@ def test_a_job_runs_on_the_warm_spare_and_another_takes_its_place(busy: Busy) ->
     rig.until_status(job_id, "cancelled")
     assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < 1.0
     rig.until(lambda: not alive(spare), 5)
+
+
+def test_what_waits_for_others_stays_in_the_broker(busy: Busy) -> None:
+    rig, _ = busy
+    assert (rig.settings.broker_folder / "messages" / WAITING).exists()
 
 
 def test_divergence_names_stage_step_and_term(busy: Busy) -> None:

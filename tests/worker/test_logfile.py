@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from worker.logfile import BoundedLog
 
 MOST = 4096
@@ -32,6 +34,24 @@ def test_of_too_much_the_beginning_and_the_end_are_kept_at_every_moment(tmp_path
     assert position > 100
     missing = sum(map(len, lines)) - sum(map(len, kept)) + len(cut)
     assert f" {missing} bytes" in cut.decode()
+
+
+def test_a_log_that_cannot_be_cut_goes_on_once_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    log = BoundedLog(path, MOST)
+    log.write(b"start\n")
+    log.write(b"x" * (MOST - 100) + b"\n")
+    in_the_way = tmp_path / ".log.txt.tmp"
+    in_the_way.mkdir()  # a full disk would refuse the new file as well
+    with pytest.raises(OSError, match="directory"):
+        log.write(b"y" * 500)
+    log.write(b"fits\n")
+    assert path.read_bytes().endswith(b"x\nfits\n")
+    in_the_way.rmdir()
+    log.write(b"z" * 500)
+    assert path.read_bytes().startswith(b"start\n")
+    assert path.read_bytes().endswith(b"fits\n" + b"z" * 500)
+    assert path.stat().st_size <= MOST
 
 
 def test_one_piece_that_is_too_large_and_has_no_line(tmp_path: Path) -> None:

@@ -104,16 +104,41 @@ def poll_for(reporter: StorageReporter, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def test_only_steps_prove_that_training_moves(ledger: Ledger) -> None:
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "QUIET_SECONDS", 0.1)
+
+
+def test_only_steps_prove_that_training_moves(ledger: Ledger, hasty: None) -> None:
     with StorageReporter(ledger, lambda: None) as reporter:
-        began = job_of(ledger).stepped_at
-        time.sleep(2 * reporting.QUIET_SECONDS)
+        reporter.requested()
+        began = until_moved(ledger, job_of(ledger).stepped_at)
+        time.sleep(5 * reporting.QUIET_SECONDS)
         assert job_of(ledger).stepped_at == began
         reporter.requested()
-        end = time.monotonic() + 10
-        while job_of(ledger).stepped_at == began:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until_moved(ledger, began)
+
+
+def test_before_the_first_step_reading_data_is_no_hang_but_not_for_ever(
+    ledger: Ledger, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StorageReporter(ledger, lambda: None):
+        until_moved(ledger, job_of(ledger).stepped_at)
+    began = job_of(ledger).stepped_at
+    monkeypatch.setattr(reporting, "LOADING_SECONDS", 0.0)
+    with StorageReporter(ledger, lambda: None):
+        time.sleep(5 * reporting.QUIET_SECONDS)
+    assert job_of(ledger).stepped_at == began
+
+
+def until_moved(ledger: Ledger, began: float | None) -> float | None:
+    """When training moved on after `began`."""
+    end = time.monotonic() + 10
+    while (moved := job_of(ledger).stepped_at) == began:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return moved
 
 
 def test_the_loop_waits_rather_than_fill_the_memory(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
