@@ -55,7 +55,7 @@ class Progress(Answer):
     """Where training is."""
 
     fraction: float | None = Field(default=None, examples=[0.62])
-    """Of the whole job, by steps."""
+    """Of the whole job, by estimated cost."""
     epoch: int | None = Field(default=None, examples=[3])
     epochs: int | None = Field(default=None, examples=[5])
     step: int | None = Field(default=None, examples=[5100])

@@ -48,7 +48,7 @@ def _follow(client: Client, job_id: str) -> int:
     if job["status"] != "succeeded":
         raise JobFailed(job)
     summary = (job.get("result") or {}).get("summary")
-    print("\n".join(filter(None, [summary, f"`distillery download {job_id}` fetches the student."])))
+    print("\n".join(filter(None, [summary, f"`{sys.argv[0]} download {job_id}` fetches the student."])))
     return DONE
 
 

@@ -19,6 +19,7 @@ from kdcore.inputs import Classifier, Normalise
 from kdcore.losses import Shapes
 from kdcore.models import Network
 from kdcore.plan import make_plan
+from kdcore.plan_cost import sample_flops
 from kdcore.reporter import Reporter
 from kdcore.seeds import derive
 from kdcore.session import Session
@@ -183,7 +184,9 @@ def open_job(
     state = State(**saved["state"]) if saved is not None else State()
     stages = list_stages(spec)
     steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
-    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train))
+    plan = make_plan(spec)
+    flops = [sample_flops(stage, plan.teachers[0], plan.student) for stage in stages]
+    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train), flops)
     job = Job(spec, stages, data, device, choices, reporter, session, state, saved["running"] if saved else None)
     if spec.teachers[0].weights is not None and TEACHER not in state.models:
         path = weights_file(spec.teachers[0], data_root, teacher_weights)

@@ -9,7 +9,7 @@ from kdcore.config import Config, Loc, SpecError
 from kdcore.data import DataError, DataFacts
 from kdcore.losses import LossError
 from kdcore.models import ModelConfig, ModelError
-from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, model_costs, plan_memory, stage_flops
+from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, model_costs, plan_memory, sample_flops
 from kdcore.plan_warnings import warnings
 from kdcore.spec import JobSpec, TrainConfig
 from kdcore.stages import Stage, list_stages
@@ -90,7 +90,9 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
         ),
         stages=planned,
         total_steps=sum(stage.steps for stage in planned),
-        training_flops=sum(stage_flops(stage, facts.train, teachers[0], student) for stage in stages),
+        training_flops=sum(
+            sample_flops(stage, teachers[0].plan, student.plan) * facts.train * stage.train.epochs for stage in stages
+        ),
         memory=memory,
         warnings=warnings(spec, first, small, memory),
     )

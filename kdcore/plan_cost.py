@@ -140,13 +140,10 @@ def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
     return Costs(plan, shapes, buffers, meter.written + inputs.numel() * FLOAT)
 
 
-def stage_flops(stage: Stage, samples: int, teacher: Costs, student: Costs) -> int:
-    """Of all its forward and backward passes, a backward pass counted as two forward ones."""
-    trained = teacher if stage.role == "teacher" else student
-    per_sample = 3 * trained.plan.flops
-    if any(loss.needs_teacher for loss in stage.losses):
-        per_sample += teacher.plan.flops
-    return per_sample * samples * stage.train.epochs
+def sample_flops(stage: Stage, teacher: ModelPlan, student: ModelPlan) -> int:
+    """To train on one sample once, a backward pass counted as two forward ones."""
+    flops = 3 * (teacher if stage.role == "teacher" else student).flops
+    return flops + teacher.flops if any(loss.needs_teacher for loss in stage.losses) else flops
 
 
 def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, student: Costs) -> MemoryPlan:

@@ -20,7 +20,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: training stopped bec
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is. `fraction` is of the whole job, by steps; `step` counts within the stage."""
+    """Where training is. `fraction` is of the whole job, by estimated cost; `step` counts within the stage."""
 
     stage: str
     epoch: int

@@ -14,6 +14,8 @@ from kdcore.stages import Stage
 from kdcore.state import State, Training
 
 PROGRESS_SECONDS = 0.25
+STEP_FLOPS = 25_000_000
+"""FLOPs that take as long as what a step does beside them: 0.4 ms of one CPU core, measured with the MNIST pair."""
 
 
 class Session:
@@ -23,6 +25,7 @@ class Session:
         header: what every checkpoint says of its job: spec digest, data digest, choices.
         steps: of each stage, in order.
         samples: in one epoch of any stage.
+        flops: to train on one sample, by stage; progress is told in them, since a teacher's step takes longer.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class Session:
         stages: Sequence[Stage],
         steps: Sequence[int],
         samples: int,
+        flops: Sequence[int],
     ) -> None:
         self._reporter, self._folder, self._state, self._header = reporter, folder, state, header
         self._config, self._stages, self._steps, self._samples = config, stages, steps, samples
+        self._costs = [STEP_FLOPS + each * stage.train.batch_size for each, stage in zip(flops, stages, strict=True)]
         self._running: tuple[Training, Recorder] | None = None
         self._marked = self._saved = self._reported = time.monotonic()
         self._began, self._began_at_step = self._marked, 0
@@ -48,6 +53,7 @@ class Session:
         self._running = (training, recorder)
         self._marked = self._began = time.monotonic()
         self._began_at_step = self._state.step
+        self._reporter.progress(self._progress(self._began))  # the stage before is not what is shown any more
         try:
             yield
         finally:
@@ -111,7 +117,9 @@ class Session:
 
     def _progress(self, now: float) -> Progress:
         state, stage = self._state, self._stages[self._state.stage]
-        done = sum(self._steps[: state.stage]) + state.step
+        shares = [cost * steps for cost, steps in zip(self._costs, self._steps, strict=True)]
+        cost, whole = self._costs[state.stage], sum(shares)
+        done = sum(shares[: state.stage]) + state.step * cost
         rate = (state.step - self._began_at_step) / max(now - self._began, 1e-9)  # steps per second
         return Progress(
             stage=stage.name,
@@ -119,7 +127,7 @@ class Session:
             epochs=stage.train.epochs,
             step=state.step,
             steps=self._steps[state.stage],
-            fraction=done / sum(self._steps),
+            fraction=done / whole,
             samples_per_second=rate * self._samples * stage.train.epochs / self._steps[state.stage],
-            eta_seconds=(sum(self._steps) - done) / rate if rate else None,
+            eta_seconds=(whole - done) / (rate * cost) if rate else None,
         )

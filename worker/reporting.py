@@ -76,7 +76,7 @@ class StorageReporter:
     def stage(self, name: str) -> None:
         self._printer.stage(name)
         with self._swap:
-            self._batch.stage = name
+            self._batch.stage, self._batch.progress = name, None  # progress of the stage before would mislead
             self._batch.events.append(("stage_started", {"stage": name}))
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:

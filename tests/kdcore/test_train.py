@@ -369,7 +369,14 @@ def test_progress_is_of_the_whole_job(light: Any, tiny: dict[str, Any], monkeypa
     reporter.progress = told.append  # type: ignore[method-assign]
     light(tiny, reporter)
     fractions = [progress.fraction for progress in told]
-    assert fractions == [pytest.approx(step / 30) for step in range(1, 31)]
+    assert fractions == sorted(fractions)
+    teacher, alone, distilled = (
+        [progress.fraction for progress in told if progress.stage == name]
+        for name in ("teacher-1", "baseline", "distill-1")
+    )
+    assert [len(stage) for stage in (teacher, alone, distilled)] == [11, 11, 11]  # once as each begins, then each step
+    assert (teacher[0], alone[0], distilled[0], distilled[-1]) == (0, teacher[-1], alone[-1], pytest.approx(1))
+    assert alone[-1] - alone[0] < distilled[-1] - distilled[0]  # it asks the teacher as well
     assert (told[-1].stage, told[-1].epoch, told[-1].epochs, told[-1].step, told[-1].steps) == (
         "distill-1",
         2,
@@ -378,9 +385,9 @@ def test_progress_is_of_the_whole_job(light: Any, tiny: dict[str, Any], monkeypa
         10,
     )
     assert told[-1].eta_seconds == 0.0
-    for step, progress in enumerate(told[:-1], start=1):  # a step has 200 / 5 samples: the last batch is smaller
+    for progress in told[-10:-1]:  # of the last stage; a step has 200 / 5 samples: the last batch is smaller
         assert progress.eta_seconds is not None
-        assert progress.samples_per_second == pytest.approx(40 * (30 - step) / progress.eta_seconds)
+        assert progress.samples_per_second == pytest.approx(40 * (10 - progress.step) / progress.eta_seconds)
 
 
 def test_given_teacher_weights_replace_its_training(light: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
