@@ -14,7 +14,7 @@ from typing import Any
 from distillery import showing
 from distillery.client import Client
 from distillery.embedded import Embedded
-from distillery.errors import DistilleryError, JobFailed
+from distillery.errors import ApiError, DistilleryError, JobFailed
 from distillery.service import WRONG, read_settings
 from distillery.watching import watch
 
@@ -55,9 +55,10 @@ def _run(job_file: Path, out: Path, home: Path) -> int:
             service.start()
             with Client(service.url) as client:
                 job = _distil(client, job_file, out)
-        except (DistilleryError, OSError):
-            output.flush()
-            _print_tail("the service's log", log.read_text(errors="replace"))
+        except (DistilleryError, OSError) as error:
+            if not _is_the_job_s_own(error):
+                output.flush()
+                _print_tail("the service's log", log.read_text(errors="replace"))
             raise
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending is bounded, and must not be cut short
@@ -65,6 +66,13 @@ def _run(job_file: Path, out: Path, home: Path) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     _conclude(job, job_file, out, settings.data)
     return 0
+
+
+def _is_the_job_s_own(error: Exception) -> bool:
+    """Whether the spec or its data is to blame: then the service's log says nothing more."""
+    if isinstance(error, JobFailed):
+        return bool((error.job.get("error") or {}).get("kind") == "user")
+    return isinstance(error, ApiError) and error.status == 422
 
 
 def _settings(home: Path) -> Any:
@@ -125,6 +133,8 @@ def _try_student(spec: dict[str, Any], out: Path, data: Path) -> Any:
 
 def _print_tail(title: str, text: str) -> None:
     lines = text.splitlines()[-TAIL_LINES:]
+    if not lines:
+        return
     print("\n".join([f"--- {title}:", *lines, "---"]), file=sys.stderr)
 
 
