@@ -11,7 +11,7 @@ from storage import workers
 from storage.database import now
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
-from storage.tables import Artifact, Attempt, Checkpoint, Event, Job, JobLabel, Metric
+from storage.tables import Artifact, Checkpoint, Event, Job, JobLabel, Metric
 
 
 def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
@@ -166,11 +166,6 @@ def get_artifact(session: Session, job_id: str, name: str) -> Artifact:
     if artifact is None:
         raise NotFoundError(f"{job_id} has no artifact {name!r}")
     return artifact
-
-
-def list_attempts(session: Session, job_id: str) -> list[Attempt]:
-    """The attempts of a job, in order."""
-    return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
 
 @dataclass(frozen=True)
