@@ -102,6 +102,9 @@ def train_teacher(root: Path) -> None:
     (root / "teacher" / "teacher-1.safetensors").rename(root / "teacher.safetensors")
 
 
+POINTS = Settings().metric_points
+
+
 def choices() -> Choices:
     return Choices(
         device="cpu", threads=1, precision="float32", deterministic=True, torch=torch.__version__, cpu=cpu_name()
@@ -115,7 +118,7 @@ def run_once(
     with reporter as inner:
         timed = Timed(inner)
         with suppress(Interrupted):
-            train.run(spec, data_root=root, out=out / f"run-{number}", reporter=timed, choices=choices())
+            train.run(spec, data_root=root, out=out / f"run-{number}", reporter=timed, choices=choices(), points=POINTS)
     return timed.per_step()
 
 

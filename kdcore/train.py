@@ -46,7 +46,7 @@ def run(
     resume: Path | None = None,
     teacher_weights: Path | None = None,
     download: bool = True,
-    points: int = 1000,
+    points: int = 500,
 ) -> dict[str, Any]:
     """Run a job to its end, or from a checkpoint to its end.
 

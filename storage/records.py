@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import and_, delete, func, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
@@ -17,8 +17,7 @@ from storage.tables import Artifact, Checkpoint, Job, Metric
 KEPT_CHECKPOINTS = 2
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One value of one series."""
 
     stage: str
@@ -78,10 +77,10 @@ def _insert_points(session: Session, fence: Fence, points: list[Point]) -> None:
     """Thousands of rows in one statement, by the driver itself: this runs beside the training loop, in its process."""
     connection = session.connection()
     if connection.dialect.name == "postgresql":
-        columns = zip(*((p.stage, p.name, p.step, p.value) for p in points), strict=True)
+        columns = zip(*points, strict=True)
         connection.exec_driver_sql(_POINTS_POSTGRESQL, (fence.job_id, fence.attempt, *map(list, columns)))
     else:
-        rows = [(fence.job_id, fence.attempt, p.stage, p.name, p.step, p.value) for p in points]
+        rows = [(fence.job_id, fence.attempt, *point) for point in points]
         connection.exec_driver_sql(_POINTS_SQLITE, rows)
 
 

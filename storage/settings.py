@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     """What this worker trains on; `auto` takes a GPU where torch sees one."""
     drain_seconds: float = Field(default=10.0, ge=0.5, le=3600)
     """How long a stopping worker lets training write its last checkpoint before it is killed."""
-    metric_points: int = Field(default=1_000, ge=10, le=1_000_000)
+    metric_points: int = Field(default=500, ge=10, le=1_000_000)
     """Points kept per training series and stage, evenly thinned; epoch metrics are always kept."""
     max_log_bytes: int = Field(default=1_048_576, ge=4096)
     """What is kept of a training process's output per attempt, in bytes (the beginning and the end)."""

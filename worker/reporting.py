@@ -14,7 +14,7 @@ from storage.lifecycle import add_event
 from storage.records import Point, record_checkpoint, report
 from worker.ledger import Ledger
 
-WRITE_SECONDS = 0.5
+WRITE_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 """How often a loop that has nothing to tell but steps is said to be alive."""
 LOADING_SECONDS = 3600.0
