@@ -126,7 +126,7 @@ def storage_reporter(settings: Settings, spec: JobSpec) -> Callable[[], Abstract
     """Makes reporters, each for a new job that was submitted and claimed."""
     database = Database(settings.database)
     schema.ensure(database)
-    card = workers.WorkerCard("wrk_benchmark", platform.node(), os.getpid(), "cpu", cpu_name(), 0, "0")
+    card = workers.WorkerCard("wrk_benchmark", platform.node(), os.getpid(), "cpu", cpu_name(), 0, "0", 1)
 
     def make() -> AbstractContextManager[Reporter]:
         with database.write() as session:

@@ -1,8 +1,12 @@
 """What every part of a spec is: a small frozen pydantic model that refuses what it does not know."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+SPEC_VERSION: Literal[1] = 1
+"""Of the specs that this version writes; it reads older ones as well (`kdcore.spec`)."""
 
 
 class Config(BaseModel):

@@ -19,15 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.config import Config, SpecError
+from kdcore.config import SPEC_VERSION, Config, SpecError
 from kdcore.data import DataConfig
 from kdcore.document import read_document
 from kdcore.losses import LossConfig, default_losses
 from kdcore.messages import explain
 from kdcore.models import ModelConfig
 from kdcore.optim import AdamConfig, ConstantConfig, OptimizerConfig, ScheduleConfig
-
-SPEC_VERSION: Literal[1] = 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")]
 StageName = Annotated[str, StringConstraints(max_length=60, pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]

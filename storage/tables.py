@@ -196,3 +196,7 @@ class Worker(Base):
     job_id: Mapped[str | None] = mapped_column(JobId)
     started_at: Mapped[float]
     heartbeat_at: Mapped[float]
+    clock_offset: Mapped[float | None]
+    """Seconds that its machine's clock is ahead of the database's."""
+    spec_version: Mapped[int | None]
+    """Newest version of a spec that it reads."""

@@ -1,8 +1,9 @@
 """Who is there: the workers' own rows."""
 
+import time
 from dataclasses import dataclass
 
-from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy import ColumnElement, case, delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
@@ -26,6 +27,8 @@ class WorkerCard:
     device_name: str
     memory_bytes: int
     version: str
+    spec_version: int
+    """Newest version of a spec that it reads."""
 
     @property
     def serves(self) -> tuple[str, ...]:
@@ -34,7 +37,12 @@ class WorkerCard:
 
 
 def register(session: Session, card: WorkerCard) -> None:
-    session.execute(insert(Worker).values(**vars(card), status="idle", started_at=now(), heartbeat_at=now()))
+    row = vars(card) | {"status": "idle", "started_at": now(), "heartbeat_at": now(), "clock_offset": _clock_offset()}
+    session.execute(insert(Worker).values(row))
+
+
+def _clock_offset() -> ColumnElement[float]:
+    return literal(time.time()) - now()
 
 
 def beat(session: Session, card: WorkerCard) -> None:
@@ -44,7 +52,7 @@ def beat(session: Session, card: WorkerCard) -> None:
     """
     held = select(Job.id).where(Job.worker_id == card.id, Job.status == Status.RUNNING).limit(1).scalar_subquery()
     status = case((Worker.status == "draining", "draining"), (held.is_not(None), "busy"), else_="idle")
-    values = {"heartbeat_at": now(), "status": status, "job_id": held}
+    values = {"heartbeat_at": now(), "status": status, "job_id": held, "clock_offset": _clock_offset()}
     statement = update(Worker).where(Worker.id == card.id).values(values).returning(Worker.id)
     if session.scalar(statement.execution_options(synchronize_session=False)) is None:
         register(session, card)

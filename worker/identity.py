@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from importlib.metadata import version
 from pathlib import Path
 
+from kdcore.config import SPEC_VERSION
 from storage.ids import new_id
 from storage.settings import Settings
 from storage.workers import WorkerCard
@@ -25,6 +26,7 @@ def introduce(device: Device, environment: MutableMapping[str, str] = os.environ
         device_name=device.name,
         memory_bytes=device.memory_bytes,
         version=version("distillery"),
+        spec_version=SPEC_VERSION,
     )
     environment[VARIABLE] = json.dumps(vars(card))
     return card

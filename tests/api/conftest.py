@@ -86,7 +86,7 @@ class Api:
 
     @contextmanager
     def worker(self, device: str = "cpu") -> Iterator[WorkerCard]:
-        card = WorkerCard(f"wrk_{secrets.token_hex(4)}", "host", 1, device, "a CPU", 2**30, "0.1.0")
+        card = WorkerCard(f"wrk_{secrets.token_hex(4)}", "host", 1, device, "a CPU", 2**30, "0.1.0", 1)
         with self.database.write() as session:
             register(session, card)
         yield card

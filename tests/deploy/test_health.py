@@ -16,7 +16,7 @@ from worker.health import is_alive
 
 
 def card(hostname: str) -> workers.WorkerCard:
-    return workers.WorkerCard("worker-1", hostname, 1, "cpu", "a CPU", 2**30, "0")
+    return workers.WorkerCard("worker-1", hostname, 1, "cpu", "a CPU", 2**30, "0", 1)
 
 
 def test_a_worker_is_healthy_while_its_row_is_fresh(database: Database, settings: Settings) -> None:

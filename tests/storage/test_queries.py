@@ -117,7 +117,7 @@ def test_a_queued_job_says_why_it_waits(jobs, database):
 
     def hire(id, device, status):
         with database.write() as session:
-            workers.beat(session, WorkerCard(id, "h", 1, device, "d", 1, "1"))
+            workers.beat(session, WorkerCard(id, "h", 1, device, "d", 1, "1", 1))
             workers.set_status(session, id, status)
 
     assert why(first) == (2, "no worker is running")

@@ -41,7 +41,7 @@ def once(database, doorbell, settings):
 
 
 def hire(database, device="cpu", status="idle", id="w1"):
-    card = WorkerCard(id, "host", 1, device, "a device", 2**40, "1")
+    card = WorkerCard(id, "host", 1, device, "a device", 2**40, "1", 1)
     with database.write() as session:
         workers.beat(session, card)
         workers.set_status(session, id, status)

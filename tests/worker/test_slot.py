@@ -18,7 +18,7 @@ from worker.process import TrainingProcess
 from worker.slot import Slot
 from worker.spare import Spare
 
-CARD = WorkerCard("wrk_here", "here", 1, "cpu", "a CPU", 2**30, "0")
+CARD = WorkerCard("wrk_here", "here", 1, "cpu", "a CPU", 2**30, "0", 1)
 SPEC = {"name": "n", "priority": 0, "device": "auto", "labels": {}}
 
 
