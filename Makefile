@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CODE := api benchmarks distillery examples kdcore migrations storage tests worker
 
-.PHONY: demo serve test check format lock install clean
+.PHONY: demo serve test faults check format lock install clean
 
 demo: $(STAMP)  ## one job from start to end: make demo JOB=examples/mnist-mlp.yaml
 	@$(BIN)/python -m distillery.demo $(JOB)
@@ -16,12 +16,19 @@ serve: $(STAMP)  ## the embedded service, until Ctrl-C
 test: $(STAMP)
 	$(BIN)/pytest
 
+ROUNDS ?= 1
+SEED ?= 1
+FORM ?= deployed
+faults: $(STAMP)  ## kill, cut and fill what a service needs, and see that no job is lost: make faults ROUNDS=3 SEED=7 FORM=embedded
+	$(BIN)/python -m tests.faults --form $(FORM) --rounds $(ROUNDS) --seed $(SEED)
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/docs
+	$(BIN)/python .ci/audit.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

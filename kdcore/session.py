@@ -14,6 +14,8 @@ from kdcore.stages import Stage
 from kdcore.state import State, Training
 
 PROGRESS_SECONDS = 0.25
+COST_SHARE = 0.02
+"""Of the training time that checkpoints in time may take: a large model's come less often than asked for."""
 STEP_FLOPS = 25_000_000
 """FLOPs that take as long as what a step does beside them: 0.4 ms of one CPU core, measured with the MNIST pair."""
 
@@ -22,7 +24,7 @@ class Session:
     """One run of a job: it answers requests, tells progress and saves `state` when it is time.
 
     Args:
-        header: what every checkpoint says of its job: spec digest, data digest, choices.
+        header: what every checkpoint says of its job: spec, its digest, data digest, choices.
         steps: of each stage, in order.
         samples: in one epoch of any stage.
         flops: to train on one sample, by stage; progress is told in them, since a teacher's step takes longer.
@@ -46,6 +48,8 @@ class Session:
         self._running: tuple[Training, Recorder] | None = None
         self._marked = self._saved = self._reported = time.monotonic()
         self._began, self._began_at_step = self._marked, 0
+        self._cost = 0.0
+        """Seconds that the last checkpoint took."""
 
     @contextmanager
     def stage(self, training: Training, recorder: Recorder) -> Iterator[None]:
@@ -76,15 +80,17 @@ class Session:
             self._reported = now
             self._reporter.progress(self._progress(now))
         every = self._config.every_steps
-        if now - self._saved >= self._config.every_seconds or (every and self._state.step % every == 0):
+        interval = max(self._config.every_seconds, self._cost / COST_SHARE)
+        if now - self._saved >= interval or (every and self._state.step % every == 0):
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint and report it.
+        """Write a checkpoint and report it; how long that takes decides how soon the next one comes.
 
         Raises:
             TrainingError: `diverged`, before a state that is not finite reaches the disk; `disk`.
         """
+        began = time.monotonic()
         running = None
         if self._running is not None:
             training, recorder = self._running
@@ -93,8 +99,9 @@ class Session:
             self._account()
             running = training.snapshot()
         path, digest = checkpoint.save(self._folder, {**self._header, "state": vars(self._state), "running": running})
-        self._saved = time.monotonic()
         self._reporter.checkpoint(SavedCheckpoint(path, digest, path.stat().st_size, *self._position()))
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
 
     def _name(self) -> str:
         """The stage's name; of the last one where all are done."""

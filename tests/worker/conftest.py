@@ -82,7 +82,7 @@ class Rig:
     def ask(self, job_id: str, action: str) -> None:
         with self.database.write() as session:
             actions.request(session, job_id, OWNER, action)
-        if action == "resume":
+        if action in ("resume", "retry"):
             Doorbell(self.settings).ring("auto")
 
     def job(self, job_id: str) -> Job:

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from storage import actions, attempts, schema
 from storage.database import Database
 from storage.lifecycle import Fence
-from storage.tables import Job
+from storage.tables import Artifact, Job
 from tests.conftest import embedded
 
 from .conftest import ENDLESS, SPEC, Rig, alive
@@ -95,6 +95,7 @@ def test_memory_limit(busy: Busy) -> None:
     kind, code, message = error_of(rig, ENDLESS | {"limits": {"max_memory": "64MiB"}})
     assert (kind, code) == ("user", "out_of_memory")
     assert "max_memory" in message
+    assert "not even batch_size 1 is sure to fit" in message
 
 
 def test_a_hang_is_tried_again_and_a_hung_job_can_be_cancelled(busy: Busy) -> None:
@@ -177,3 +178,26 @@ def checkpoints(rig: Rig, job_id: str) -> list[Any]:
 
     with rig.database.read() as session:
         return list_checkpoints(session, job_id)
+
+
+def test_a_damaged_teacher_teaches_nobody(busy: Busy) -> None:
+    """Its bytes are checked against their digest; as the disk may come back, it is a system error."""
+    rig, _ = busy
+    quick = SPEC | {"stages": [{"epochs": 2}], "teachers": [SPEC["teachers"][0] | {"train": {"epochs": 2}}]}
+    first = rig.submit(quick)
+    rig.until_status(first, "succeeded")
+    with rig.database.read() as session:
+        digest = session.get_one(Artifact, (first, "teacher-1.safetensors")).digest.removeprefix("sha256:")
+    path = rig.settings.blobs / digest[:2] / digest
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    taught = quick | {"teachers": [{"model": SPEC["teachers"][0]["model"], "weights": {"job": first}}]}
+    second = rig.submit(taught)
+    job = rig.until_status(second, "failed", "succeeded")
+    assert job.error is not None
+    assert (job.error["kind"], job.error["code"]) == ("system", "no_teacher_weights")
+    assert "damaged" in job.error["message"]
+    assert job.attempt == rig.settings.max_failures
+    path.write_bytes(whole)
+    rig.ask(second, "retry")
+    rig.until_status(second, "succeeded")

@@ -1,0 +1,198 @@
+"""Processes that die, hang, end on request or come back from the dead."""
+
+import signal
+import time
+
+import psutil
+
+from tests.faults.fault import BOTH, Fault, Inject, add, fault
+from tests.faults.scene import Injection, Scene, Victim, send, wake
+
+DEPLOYED = ("deployed",)
+GROUP = "processes"
+
+
+def _signal(number: int, needs: str) -> Inject:
+    def inject(scene: Scene) -> Injection | None:
+        victim = scene.victim(needs)
+        if victim is None or not send(getattr(victim.tree, needs), number):
+            return None
+        return scene.done(victim)
+
+    return inject
+
+
+for name, number, needs in (
+    ("training killed", signal.SIGKILL, "training"),
+    ("worker killed", signal.SIGKILL, "parent"),
+    ("Celery's child killed", signal.SIGKILL, "child"),
+    ("training terminated", signal.SIGTERM, "training"),
+    ("Celery's child terminated", signal.SIGTERM, "child"),
+):
+    add(Fault(name, GROUP, BOTH, _signal(number, needs)))
+
+
+DRAINED_SECONDS = 10.0
+
+
+@fault("worker drained", GROUP)
+def worker_drained(scene: Scene) -> Injection | None:
+    """It is gone within ten seconds, whatever it was at."""
+    victim = scene.victim("parent")
+    if victim is None or not send(victim.tree.parent, signal.SIGTERM):
+        return None
+    asked = scene.done(victim)
+    gone, _ = psutil.wait_procs([victim.tree.parent], timeout=2 * DRAINED_SECONDS)
+    took = time.time() - asked.at
+    if not gone or took > DRAINED_SECONDS:
+        scene.ledger.blame(f"a drained worker (of {victim.job}) was there {took:.1f} s after SIGTERM")
+    scene.drains.append((victim.job, victim.attempt, took))
+    return asked
+
+
+def _api(scene: Scene, number: int) -> Injection | None:
+    names = [name for name in scene.service.members if name.startswith("api")]
+    member = scene.service.members[scene.rng.choice(names)]
+    if member.pid is None:
+        return None
+    member.process.send_signal(number)
+    return scene.done()
+
+
+@fault("API killed", GROUP, DEPLOYED)
+def api_killed(scene: Scene) -> Injection | None:
+    return _api(scene, signal.SIGKILL)
+
+
+@fault("API terminated", GROUP, DEPLOYED)
+def api_terminated(scene: Scene) -> Injection | None:
+    return _api(scene, signal.SIGTERM)
+
+
+@fault("API killed under the launcher", GROUP, ("embedded",))
+def embedded_api_killed(scene: Scene) -> Injection | None:
+    for process in scene.service.processes():
+        line = process.cmdline()
+        if "distillery" in line and "api" in line and send(process, signal.SIGKILL):
+            return scene.done()
+    return None
+
+
+@fault("launcher killed", GROUP, ("embedded",))
+def launcher_killed(scene: Scene) -> Injection | None:
+    member = scene.service.members["serve"]
+    if member.pid is None:
+        return None
+    member.process.kill()
+    return scene.done()
+
+
+@fault("launcher terminated", GROUP, ("embedded",))
+def launcher_terminated(scene: Scene) -> Injection | None:
+    member = scene.service.members["serve"]
+    if member.pid is None:
+        return None
+    member.process.terminate()
+    return scene.done()
+
+
+@fault("reconciler killed", GROUP)
+def reconciler_killed(scene: Scene) -> Injection | None:
+    return scene.sprung(scene.spring("reconcile", "kill"))
+
+
+@fault("reconciler killed while it takes a job back", GROUP)
+def takeover_killed(scene: Scene) -> Injection | None:
+    victim = scene.victim("parent")
+    if victim is None:
+        return None
+    for process in victim.tree.all:
+        send(process, signal.SIGKILL)
+    note = scene.spring("takeover", "kill", seconds=scene.settings.lease_seconds + 10)
+    return scene.done(victim, since=note["at"]) if note is not None else None
+
+
+@fault("everything killed at once (a reboot)", GROUP, alone=True)
+def reboot(scene: Scene) -> Injection | None:
+    victim = scene.victim("parent")
+    with scene.service.down(scene.service.members):
+        if scene.postgres is not None and scene.redis is not None:
+            scene.postgres.kill()
+            scene.redis.kill()
+        scene.service.kill_everything()
+        since = time.time()
+        if scene.postgres is not None and scene.redis is not None:
+            scene.postgres.start()
+            scene.redis.start()
+    scene.service.until_ready()
+    return scene.done(victim, since=since)
+
+
+def _freeze(scene: Scene, victim: Victim, names: tuple[str, ...], seconds: float) -> Injection:
+    processes = [process for name in names if (process := getattr(victim.tree, name)) is not None]
+    since = time.time()
+    for process in processes:
+        send(process, signal.SIGSTOP)
+    time.sleep(seconds)
+    for process in processes:
+        send(process, signal.SIGCONT)
+    return scene.done(victim, since=since)
+
+
+@fault("worker frozen past its lease", GROUP)
+def zombie_worker(scene: Scene) -> Injection | None:
+    victim = scene.victim("child")
+    beyond = scene.settings.lease_seconds + 1.5
+    return _freeze(scene, victim, ("parent", "child", "training"), beyond) if victim is not None else None
+
+
+@fault("supervisor frozen past its lease", GROUP)
+def zombie_child(scene: Scene) -> Injection | None:
+    victim = scene.victim("child")
+    return _freeze(scene, victim, ("child",), scene.settings.lease_seconds + 1.5) if victim is not None else None
+
+
+@fault("training frozen for a while", GROUP)
+def frozen_training(scene: Scene) -> Injection | None:
+    """Shorter than a stall: its lease is renewed meanwhile, and it goes on by itself."""
+    victim = scene.victim("training")
+    if victim is None:
+        return None
+    frozen = _freeze(scene, victim, ("training",), 2.0)
+    return Injection(frozen.at, frozen.healed)
+
+
+@fault("frozen past the lease between upload and publish", GROUP)
+def zombie_publisher(scene: Scene) -> Injection | None:
+    """Training and supervisor sleep; when they wake up, another attempt has the job, or has ended it."""
+    note = scene.spring("publish", "stop", role="training")
+    if note is None:
+        return None
+    time.sleep(scene.settings.lease_seconds + scene.rng.uniform(1.0, 6.0))
+    wake(note["pid"])
+    return scene.sprung(note)
+
+
+def _inside_training(action: str, argument: object = None) -> Inject:
+    def inject(scene: Scene) -> Injection | None:
+        return scene.sprung(scene.spring("step", action, argument))
+
+    return inject
+
+
+for name, action, argument in (
+    ("segmentation fault in training", "segfault", None),
+    ("os._exit in training", "exit", 7),
+    ("os._exit(0) in training", "exit", 0),
+    ("hang inside a step", "hang", None),
+    ("hang inside a step that holds the interpreter", "hang_with_gil", None),
+):
+    add(Fault(name, GROUP, BOTH, _inside_training(action, argument)))
+
+
+@fault("out of memory in training (rlimit)", GROUP)
+def out_of_memory(scene: Scene) -> Injection | None:
+    note = scene.spring("step", "out_of_memory")
+    if note is not None:
+        scene.expected_failures[note["job"]] = "out_of_memory"
+    return scene.sprung(note)

@@ -1,0 +1,96 @@
+"""The jobs of a round: tiny, with several stages, and what each of them comes to when nobody disturbs it."""
+
+import tempfile
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from kdcore import train
+from kdcore.job import choose_here
+from kdcore.reporter import RecordingReporter
+from kdcore.spec import parse_spec
+
+Point = tuple[str, str, int]
+"""Of a series: stage, name, step."""
+
+_DATA = {"type": "digits", "train_samples": 640}
+_TEACHER = {"model": {"type": "mlp", "hidden": [64], "dropout": 0.2}, "train": {"epochs": 12}}
+_STUDENT = {"model": {"type": "mlp", "hidden": [8]}}
+
+SPECS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "data": _DATA,
+        "teachers": [_TEACHER],
+        "student": _STUDENT,
+        "stages": [{"epochs": 30}],
+        "checkpoint": {"every_steps": 40},
+    },
+    "two-stages": {
+        "data": _DATA,
+        "teachers": [_TEACHER],
+        "student": _STUDENT,
+        "stages": [
+            {"name": "hints", "epochs": 20, "losses": [{"type": "logit_mse"}]},
+            {
+                "name": "soft",
+                "epochs": 25,
+                "losses": [{"type": "cross_entropy", "weight": 0.2}, {"type": "kd", "weight": 0.8, "temperature": 4}],
+                "optimizer": {"type": "sgd", "lr": 0.05, "momentum": 0.9},
+            },
+        ],
+        "baseline": False,
+        "checkpoint": {"every_steps": 25},
+        "seed": 5,
+    },
+    "convolution": {
+        "data": _DATA,
+        "teachers": [{"model": {"type": "cnn", "channels": [8, 16]}, "train": {"epochs": 6}}],
+        "student": {"model": {"type": "cnn", "channels": [4]}},
+        "stages": [{"epochs": 10, "augment": {"crop": 1}}],
+        "checkpoint": {"every_steps": 20},
+        "seed": 6,
+    },
+    "short": {
+        "data": _DATA,
+        "teachers": [_TEACHER | {"train": {"epochs": 4}}],
+        "student": _STUDENT,
+        "stages": [{"epochs": 6, "early_stopping": {"patience": 3}}],
+        "baseline": False,
+        "checkpoint": {"every_steps": 30},
+        "seed": 7,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a spec comes to: digests of what it trains, and every point of every series."""
+
+    digests: dict[str, str]
+    points: dict[Point, float]
+    stages: list[str]
+
+
+def run_undisturbed(name: str, points: int) -> Undisturbed:
+    """Run a spec with the library alone.
+
+    Args:
+        points: the service's `metric_points`.
+    """
+    spec, reporter = parse_spec(SPECS[name]), RecordingReporter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out")
+        train.run(
+            spec, data_root=Path(folder), out=out, reporter=reporter, choices=choose_here(spec, "cpu"),
+            download=False, points=points,
+        )  # fmt: skip
+        digests = {path.name: f"sha256:{sha256(path.read_bytes()).hexdigest()}" for path in out.glob("*.safetensors")}
+    series = {(stage, key, step): value for stage, step, row in reporter.points for key, value in row.items()}
+    return Undisturbed(digests, series, reporter.stages)
+
+
+def taught(first: Undisturbed) -> Undisturbed:
+    """What a job comes to whose teacher comes from a finished job of the same spec: no stage of the teacher."""
+    points = {point: value for point, value in first.points.items() if not point[0].startswith("teacher")}
+    return Undisturbed(first.digests, points, [stage for stage in first.stages if not stage.startswith("teacher")])

@@ -1,0 +1,97 @@
+"""A fixed part of the fault suite; `make faults` plays as many rounds as one likes."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.__main__ import reference, servers_for
+from tests.faults.fault import FAULTS
+from tests.faults.jobs import Undisturbed
+from tests.faults.rounds import Outcome, Recovery, Servers, choose, play
+from tests.faults.servers import MissingServer
+from tests.faults.table import render
+
+GROUPS = {"processes", "moments", "broker", "database", "storage", "time and people"}
+
+# Of each group the ones that matter most; the others come by in `make faults`.
+DEPLOYED = (
+    "training killed",
+    "a commit's reply lost",
+    "killed between checkpoint and row",
+    "Redis killed and started empty",
+    "worker frozen past its lease",
+    "killed between upload and publish",
+    "API killed between commit and doorbell",
+    "PostgreSQL killed and started",
+    "worker killed",
+    "the same POST twenty times at once",
+    "worker drained",
+    "a bit of a checkpoint flipped",
+    "frozen past the lease between upload and publish",
+    "serialization failures",
+    "supervisor killed between claim and start",
+    "disk full for artifacts",
+)
+EMBEDDED = (
+    "training killed",
+    "the broker's folder emptied",
+    "killed inside an artifact's upload",
+    "SQLite locked by another process for 3 s",
+    "Celery's child killed",
+    "garbage in the broker's folder",
+    "everything killed at once (a reboot)",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Undisturbed]:
+    return reference()
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    try:
+        with servers_for("deployed") as servers:
+            assert servers is not None
+            yield servers
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.mark.timeout(600)
+def test_a_deployed_round(undisturbed: dict[str, Undisturbed], servers: Servers) -> None:
+    outcome = play("deployed", 1, [FAULTS[name] for name in DEPLOYED], undisturbed, servers)
+    assert outcome.violations == [], outcome.tail
+    assert len(outcome.recoveries) >= len(DEPLOYED) - 3, f"no occasion for {outcome.missed}"
+    assert outcome.jobs >= 5
+
+
+@pytest.mark.timeout(600)
+def test_an_embedded_round(undisturbed: dict[str, Undisturbed]) -> None:
+    outcome = play("embedded", 2, [FAULTS[name] for name in EMBEDDED], undisturbed, None)
+    assert outcome.violations == [], outcome.tail
+    assert len(outcome.recoveries) >= len(EMBEDDED) - 2, f"no occasion for {outcome.missed}"
+
+
+def test_every_fault_has_its_turn() -> None:
+    """In random order, each once before any comes again."""
+    for form in ("deployed", "embedded"):
+        bag: list = []
+        fitting = {name for name, fault in FAULTS.items() if form in fault.forms}
+        chosen = choose(form, len(fitting), random.Random(1), bag)
+        assert {fault.name for fault in chosen} == fitting
+        assert {fault.group for fault in chosen} == GROUPS
+
+
+def test_the_table_counts_and_takes_medians() -> None:
+    first = Outcome("deployed", 1, [Recovery("a", "g", 1.0), Recovery("a", "g", 9.0), Recovery("b", "g", None)], jobs=4)
+    second = Outcome("embedded", 2, [Recovery("a", "g", 2.0)], jobs=2, violations=["lost"])
+    lines = render([first, second]).splitlines()
+    assert "| g | a | 2 | 5.0 | 9.0 | 1 | 2.0 | 2.0 |" in lines
+    assert "| g | b | 1 | - | - |  | |  |" in lines
+    assert lines[-1].startswith("embedded: 1 faults over 2 jobs in 1 rounds")
+    assert lines[-1].endswith("1 violations.")
