@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
+    database = Database(settings.database, before_write=schema.check)
     await anyio.to_thread.run_sync(schema.ensure, database)
     doorbell = Doorbell(settings)
     watcher = Watcher(database, settings.poll_seconds, settings.max_streams)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from storage import schema
 from storage.database import Database
 from storage.queue import Doorbell
 from storage.reconciler import reconcile
@@ -43,9 +44,15 @@ class Periodic(threading.Thread):
 
 def start(settings: Settings, database: Database, doorbell: Doorbell) -> list[Periodic]:
     """Start the reconciler and the sweep, each in a thread of its own."""
+
+    def sweep_checked() -> None:
+        with database.read() as session:
+            schema.check(session)  # another version's tables may name files that these know nothing of
+        sweep(database, settings)
+
     threads = [
         Periodic("reconciler", settings.reconcile_seconds, lambda: reconcile(database, doorbell, settings)),
-        Periodic("sweep", settings.sweep_seconds, lambda: sweep(database, settings)),
+        Periodic("sweep", settings.sweep_seconds, sweep_checked),
     ]
     for thread in threads:
         thread.start()

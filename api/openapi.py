@@ -21,12 +21,14 @@ WHEN = {
     403: "Without API keys: a request from a web page of another origin, or to another host name.",
     404: "There is no such thing, or it is another owner's.",
     409: "The job's status does not allow it.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is neither JSON nor YAML.",
     416: "The range begins behind the end of the file.",
     422: "A parameter or the spec is not valid; `errors` leads to each fault.",
     500: "A fault of the service; its log has the details under `request_id`.",
-    503: "Not now: the queue is full, too many streams are open, or the database is away. See `Retry-After`.",
+    503: "Not now: the queue is full, too many streams are open, the database is away or of another version. See "
+    "`Retry-After`.",
     507: "Too little disk is free for another job.",
 }
 CODES = {
@@ -35,6 +37,7 @@ CODES = {
     403: "forbidden",
     404: "not_found",
     409: "conflict",
+    408: "body_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
     416: "range_not_satisfiable",

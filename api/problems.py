@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from kdcore.config import SpecError
 from kdcore.document import DocumentError
-from storage.errors import BlobError, ConflictError, KeyReusedError, NotFoundError, QueueFullError
+from storage.errors import BlobError, ConflictError, KeyReusedError, NotFoundError, QueueFullError, SchemaError
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_GONE = 499
@@ -33,12 +33,15 @@ class ProblemError(Exception):
     ├── MalformedError        400 the body or a header cannot be read
     ├── UnauthorizedError     401 no key, or none of ours
     ├── ForbiddenError        403 a browser's page of another origin
+    ├── BodyTimeoutError      408 the body did not arrive in time
     ├── BodyTooLargeError     413
     ├── ContentTypeError      415 neither JSON nor YAML
     ├── RangeError            416 no such bytes
     ├── InvalidError          422 a parameter means nothing here
     ├── TooManyStreamsError   503 too many open streams and waits
+    ├── TooManyBodiesError    503 too many bodies arrive at once
     ├── NotReadyError         503 a part of the service is away
+    ├── OtherVersionError     503 it takes another version of this process
     └── DiskFullError         507 too little free disk
     """
 
@@ -66,6 +69,10 @@ class ForbiddenError(ProblemError):
     status, code = 403, "forbidden"
 
 
+class BodyTimeoutError(ProblemError):
+    status, code = 408, "body_timeout"
+
+
 class BodyTooLargeError(ProblemError):
     status, code = 413, "body_too_large"
 
@@ -86,8 +93,16 @@ class TooManyStreamsError(ProblemError):
     status, code = 503, "too_many_streams"
 
 
+class TooManyBodiesError(ProblemError):
+    status, code = 503, "too_many_bodies"
+
+
 class NotReadyError(ProblemError):
     status, code = 503, "not_ready"
+
+
+class OtherVersionError(ProblemError):
+    status, code = 503, "other_version"
 
 
 class DiskFullError(ProblemError):
@@ -186,6 +201,10 @@ async def _on_full_queue(request: Request, error: QueueFullError) -> Response:
     return problem(request, 503, "queue_full", f"{error}; try again later", headers={"Retry-After": "30"})
 
 
+async def _on_schema(request: Request, error: SchemaError) -> Response:
+    return problem(request, 503, "other_version", f"nothing was stored: {error}", headers={"Retry-After": "5"})
+
+
 async def _on_lost_blob(request: Request, error: BlobError) -> Response:
     return problem(request, 500, "artifact_damaged", str(error))
 
@@ -212,6 +231,7 @@ HANDLERS: dict[type[Exception], Any] = {
     ConflictError: _on_conflict,
     KeyReusedError: _on_reused_key,
     QueueFullError: _on_full_queue,
+    SchemaError: _on_schema,
     BlobError: _on_lost_blob,
     DBAPIError: _on_database,
     PoolTimeoutError: _on_database,

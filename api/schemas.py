@@ -280,6 +280,20 @@ class CatalogList(Answer):
 
 
 class Health(Answer):
-    """The service is there."""
+    """The process is alive."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class Warned(Answer):
+    """Something that is wrong with the deployment and does not keep jobs from being taken."""
+
+    code: str = Field(examples=["disk_low"])
+    message: str = Field(description="What it is, and how to mend it.")
+
+
+class Readiness(Answer):
+    """Jobs can be taken and run."""
+
+    status: Literal["ready"]
+    warnings: list[Warned]

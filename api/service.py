@@ -8,16 +8,20 @@ from fastapi import Depends, Path, Request
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
+from api.budget import Bodies
 from api.problems import InvalidError
 from api.watch import Watcher
+from kdcore.config import MAX_ERRORS
 from storage.blobs import BlobStore
 from storage.database import Database
+from storage.diagnosis import Diagnosis
 from storage.errors import NotFoundError
 from storage.ids import JOB_ID
 from storage.queue import Doorbell
 from storage.settings import Settings
 
 PLANS_AT_ONCE = 2
+EXAMINATIONS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Service:
     blobs: BlobStore
     planning: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS_AT_ONCE))
     """Planning is pure computation: more threads at it would only slow every other request."""
+    examining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(EXAMINATIONS_AT_ONCE))
+    """Readiness may be asked for by anyone; what waits for a part that hangs must not take the threads of others."""
+    diagnosis: Diagnosis = field(init=False)
+    bodies: Bodies = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bodies", Bodies(self.settings.max_body_bytes))
+        object.__setattr__(self, "diagnosis", Diagnosis(self.settings, self.database, self.doorbell))
 
 
 def get_service(request: Request) -> Service:
@@ -52,7 +64,7 @@ async def refuse_unknown_query(request: Request) -> None:
         there = f"there are: {', '.join(known)}" if known else "there are none here"
         raise InvalidError(
             f"unknown query parameter {unknown[0]!r}; {there}",
-            errors=[(("query", name), f"is unknown; {there}") for name in unknown],
+            errors=[(("query", name), f"is unknown; {there}") for name in unknown[:MAX_ERRORS]],
         )
     for name, value in request.query_params.multi_items():
         if "\x00" in value:

@@ -21,6 +21,8 @@ from storage.queries import Glance, list_events
 from storage.tables import Event
 
 EVENTS_PER_READ = 100
+BYTES_PER_READ = 65_536
+"""What a stream holds of its history while its client does not read; at least one event."""
 RETRY_MS = 1_000
 PING_SECONDS = 15.0
 PROGRESS_SECONDS = 0.25
@@ -86,9 +88,9 @@ async def _events(service: Service, watch: Watch, first: Glance, after: int) -> 
             events = await run_in_threadpool(_read, service, watch.job_id, after)
             if not events:
                 return  # deleted
-            for event in events:
-                yield _stored(event)
-                after, said = event.id, time.monotonic()
+            for last, line in events:
+                yield line
+                after, said = last, time.monotonic()
         if glance.status in TERMINAL and after == glance.last_event:
             return
         now, fresh = time.monotonic(), glance.status == "running" and glance.progress not in (None, shown)
@@ -102,9 +104,19 @@ async def _events(service: Service, watch: Watch, first: Glance, after: int) -> 
             glance = watch.glance
 
 
-def _read(service: Service, job_id: str, after: int) -> list[Event]:
+def _read(service: Service, job_id: str, after: int) -> list[tuple[int, bytes]]:
+    """The next events, as they are sent, with their ids."""
     with service.database.read() as session:
-        return list_events(session, job_id, after=after, limit=EVENTS_PER_READ)
+        events = list_events(session, job_id, after=after, limit=EVENTS_PER_READ)
+    lines: list[tuple[int, bytes]] = []
+    size = 0
+    for event in events:
+        line = _stored(event)
+        size += len(line)
+        if lines and size > BYTES_PER_READ:
+            break
+        lines.append((event.id, line))
+    return lines
 
 
 def _stored(event: Event) -> bytes:

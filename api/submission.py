@@ -6,12 +6,12 @@ from sqlalchemy.orm import Session
 
 from api import schemas, views
 from api.bodies import Body
-from api.problems import DiskFullError
+from api.problems import DiskFullError, OtherVersionError
 from api.service import Service
 from kdcore.config import Loc, SpecError
 from kdcore.plan import Plan, make_plan
 from kdcore.spec import JobSpec, JobWeights, TeacherConfig, parse_spec, spec_digest, spec_document
-from storage.errors import NotFoundError
+from storage.errors import KeyReusedError, NotFoundError
 from storage.lifecycle import Status
 from storage.queries import get_job, list_artifacts
 from storage.submissions import find_key, submit
@@ -35,25 +35,47 @@ def accept(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | N
         SpecError: its teacher's weights are not to be had.
         DiskFullError: there is too little room for what it would write.
         KeyReusedError, QueueFullError: see `storage.submissions.submit`.
+        OtherVersionError: the key's job has a spec that only a later version reads.
+        SchemaError: the database was migrated under this process.
     """
-    settings, digest = service.settings, spec_digest(spec)
+    try:
+        job_id = _store(service, owner, spec, plan, key)
+    except KeyReusedError as error:
+        if not _is_spec_of(service, error.job_id, owner, spec):
+            raise
+        job_id = error.job_id
     with service.database.read() as session:
-        job_id = find_key(session, owner, key, digest) if key is not None else None
-    if job_id is None:
-        _check_disk(service)
-        with service.database.write() as session:
-            _check_weights(session, owner, spec)  # in the job's own transaction: nobody deletes them in between
-            job_id = submit(
-                session,
-                owner=owner,
-                spec=spec_document(spec),
-                spec_digest=digest,
-                plan=plan.model_dump(mode="json"),
-                idempotency_key=key,
-                max_queued=settings.max_queued,
-            )
+        return views.show(session, job_id, owner, service.settings.lease_seconds)
+
+
+def _store(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | None) -> str:
+    digest = spec_digest(spec)
     with service.database.read() as session:
-        return views.show(session, job_id, owner, settings.lease_seconds)
+        earlier = find_key(session, owner, key, digest) if key is not None else None
+    if earlier is not None:
+        return earlier
+    _check_disk(service)
+    with service.database.write() as session:
+        _check_weights(session, owner, spec)  # in the job's own transaction: nobody deletes them in between
+        return submit(
+            session,
+            owner=owner,
+            spec=spec_document(spec),
+            spec_digest=digest,
+            plan=plan.model_dump(mode="json"),
+            idempotency_key=key,
+            max_queued=service.settings.max_queued,
+        )
+
+
+def _is_spec_of(service: Service, job_id: str, owner: str, spec: JobSpec) -> bool:
+    """Whether a job has this spec, though another version completed it to another document, of another digest."""
+    try:
+        with service.database.read() as session:
+            return parse_spec(get_job(session, job_id, owner).spec) == spec
+    except SpecError as error:
+        detail = f"the Idempotency-Key is that of {job_id}, which a later version accepted; ask that version ({error})"
+        raise OtherVersionError(detail, headers={"Retry-After": "5"}) from None
 
 
 def _check_disk(service: Service) -> None:
@@ -84,9 +106,13 @@ def _fault(session: Session, owner: str, spec: JobSpec, teacher: TeacherConfig, 
         return str(error)
     if job.status != Status.SUCCEEDED:
         return f"{job_id} is {job.status}; only a succeeded job has a teacher to give"
-    if job.spec["data"]["type"] != spec.data.type:
-        return f"{job_id} was trained on {job.spec['data']['type']}, this spec is about {spec.data.type}"
-    if job.spec["teachers"][0]["model"] != teacher.model.model_dump(mode="json"):
+    try:
+        theirs = parse_spec(job.spec)  # perhaps of an older version
+    except SpecError as error:
+        return f"this version cannot read the spec of {job_id}: {error}"
+    if theirs.data.type != spec.data.type:
+        return f"{job_id} was trained on {theirs.data.type}, this spec is about {spec.data.type}"
+    if theirs.teachers[0].model != teacher.model:
         return f"the teacher of {job_id} has another model; copy `teachers[0].model` from its spec"
     if all(artifact.name != "teacher-1.safetensors" for artifact in list_artifacts(session, job_id)):
         return f"{job_id} no longer has its artifact teacher-1.safetensors"

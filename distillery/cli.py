@@ -14,7 +14,7 @@ environment:
 
 exit codes:
   0    done
-  1    the job did not succeed, or the service could not run
+  1    the job did not succeed, the service could not run, or the doctor found something
   2    the command line, the settings or a file is wrong
   3    the database's schema is not this version's
   4    the service refused the request
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 Commands = argparse._SubParsersAction
-SERVICE_COMMANDS = ("serve", "api", "worker", "migrate")
+SERVICE_COMMANDS = ("serve", "api", "worker", "migrate", "doctor")
 
 
 def _add_service_commands(found: "Commands[argparse.ArgumentParser]") -> None:
@@ -69,6 +69,9 @@ def _add_service_commands(found: "Commands[argparse.ArgumentParser]") -> None:
         command = found.add_parser(name, help=f"{help}; settings come from the environment")
         command.add_argument("--leash", help=argparse.SUPPRESS)
     found.add_parser("migrate", help="bring the database's schema to this version")
+    doctor = found.add_parser("doctor", help="say what is wrong with this deployment; exit code 0 where nothing is")
+    doctor.add_argument("--home", type=Path, help="as of `serve`")
+    doctor.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_client_commands(found: "Commands[argparse.ArgumentParser]") -> None:

@@ -30,7 +30,7 @@ class Lock:
             ServeError: another launcher, or what it left running, has it.
         """
         home.mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

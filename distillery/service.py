@@ -1,6 +1,7 @@
 """The commands that run the service. The house is imported here, lazily, so that the client never needs it."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Run one command; its exit code. What goes wrong is a sentence on standard error, never a traceback."""
     if getattr(options, "leash", None) is not None:
         hold(options.leash)
+    os.umask(0o077)  # what the service keeps is for its own user alone
     for name in ("home", "host", "port"):
         if getattr(options, name, None) is not None:
             os.environ[f"DISTILLERY_{name.upper()}"] = str(getattr(options, name))
@@ -27,11 +29,13 @@ def run(options: argparse.Namespace) -> int:
         settings = read_settings()
         if settings is None:
             return WRONG
+        if options.command == "doctor":
+            return _doctor(settings, options.json)
         return _guarded(COMMANDS[options.command], settings)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in OURS:
             raise
-        needed = "server" if options.command == "migrate" else "server,train"
+        needed = "server" if options.command in ("migrate", "doctor") else "server,train"
         extra = f"pip install 'distillery[{needed}]'"
         print(f"distillery {options.command} needs {error.name}, which is not installed: {extra}", file=sys.stderr)
         return WRONG
@@ -105,6 +109,23 @@ def _migrate(settings: "Settings") -> int:
     finally:
         database.close()
     return DONE
+
+
+def _doctor(settings: "Settings", as_json: bool) -> int:
+    """Print what is wrong; asks the deployment's parts themselves, so that no API need run."""
+    from storage.diagnosis import Diagnosis
+
+    found = Diagnosis(settings).findings()
+    if as_json:
+        print(json.dumps([vars(finding) | {"severity": finding.severity} for finding in found], indent=2))
+        return FAILED if found else DONE
+    for finding in found:
+        print(f"{finding.severity} ({finding.code}): {finding.message}")
+        for line in finding.about:
+            print(f"  {line}")
+    if not found:
+        print("Nothing is wrong: database, schema, broker, workers, queue, clocks and disk are as they should be.")
+    return FAILED if found else DONE
 
 
 COMMANDS: "dict[str, Callable[[Settings], int]]" = {

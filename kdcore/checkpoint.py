@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from kdcore import spec as specs
 from kdcore.errors import TrainingError
 
 VERSION = 1
+"""Of what `State` and `Training` save: it rises when an older release could not go on from it."""
 KEEP = 2
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 _TEMPORARY = ".checkpoint-"
@@ -58,7 +60,8 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
     """Read a checkpoint, executing nothing in it; tensors land on the CPU.
 
     Args:
-        spec_digest: of the job that goes on; the checkpoint must be of the same spec.
+        spec_digest: of the job that goes on. The checkpoint must be of the same spec: it has this digest, or is
+            of an older version and notes a spec that this version completes to the one with this digest.
         digest: what the file's digest must be, where it is known.
 
     Raises:
@@ -72,9 +75,12 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
         raise _bad(path, f"it cannot be read ({error.__class__.__name__})") from error
     if not intact:
         raise _bad(path, "its bytes do not have the digest they were saved with")
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise _bad(path, f"it is not a checkpoint of version {VERSION}")
-    if content.get("spec_digest") != spec_digest:
+    if not isinstance(content, dict) or type(content.get("version")) is not int:
+        raise _bad(path, "it is no checkpoint of Distillery")
+    if content["version"] != VERSION:
+        reads = f"it is of version {content['version']}, and this release reads version {VERSION}"
+        raise _bad(path, f"{reads}; go on with the release that wrote it, or start without it")
+    if content.get("spec_digest") != spec_digest and not _completes_to(content.get("spec"), spec_digest):
         raise TrainingError(
             "other_spec",
             f"{path.name} belongs to another spec ({content.get('spec_digest')}, this one is {spec_digest}); "
@@ -106,6 +112,13 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 def _bad(path: Path, why: str) -> TrainingError:
     return TrainingError("bad_checkpoint", f"{path.name} is no usable checkpoint: {why}", "system")
+
+
+def _completes_to(document: Any, spec_digest: str) -> bool:
+    try:
+        return specs.spec_digest(specs.parse_spec(document)) == spec_digest
+    except ValueError:  # none is noted: the first release wrote it
+        return False
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

@@ -17,8 +17,11 @@ at batch 32 (1.5e8): a second thread gains 1.4 times on idle cores and costs mor
 where one thread loses nothing. Convolutional nets gain up to 1.8 times."""
 
 
-class Choices(Config):
-    """A job's choices. Equal ones on one CPU model give equal bytes."""
+class Choices(Config, extra="ignore"):
+    """A job's choices. Equal ones on one CPU model give equal bytes.
+
+    One that only a later version knows is left alone: the job goes on without it, and its history says so.
+    """
 
     device: Literal["cpu", "cuda"]
     threads: int

@@ -101,7 +101,7 @@ def read_document(text: str | bytes) -> Any:
     if len(text) > MAX_YAML:
         raise DocumentError(f"{len(text):,} characters are too many for YAML (at most {MAX_YAML:,}); write JSON")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = f"{error.problem or error.context}"

@@ -1,6 +1,8 @@
 """Why a job failed, and whose turn it is."""
 
-from collections.abc import Iterator
+import errno
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -36,24 +38,34 @@ def diverged(stage: str, step: int, what: str, value: float) -> TrainingError:
     )
 
 
+NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "_alloc_failed")
+"""How torch, its CPU allocator, CUDA and its libraries say it where they have no type for it."""
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether it says that memory ran out, on the device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+
+
 @contextmanager
-def memory_errors(where: str, batch_size: int) -> Iterator[None]:
-    """Turns running out of memory inside the block into a `TrainingError` that names the batch size."""
+def memory_errors(where: str, advise: Callable[[], str]) -> Iterator[None]:
+    """Turns running out of memory inside the block into a `TrainingError`.
+
+    Args:
+        where: what runs there, with its batch size where it has one.
+        advise: what mends it; asked once what the block held is free again.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(where, batch_size) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch's CPU allocator says it
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_memory_error(error):
             raise
-        raise _out_of_memory(where, batch_size) from error
-
-
-def _out_of_memory(where: str, batch_size: int) -> TrainingError:
-    return TrainingError(
-        "out_of_memory",
-        f"{where} ran out of memory with batch_size {batch_size}; a smaller batch or a smaller model needs less",
-    )
+        traceback.clear_frames(error.__traceback__)  # the tensors of the step: there must be memory to say so
+        raise TrainingError("out_of_memory", f"{where} ran out of memory; {advise()}") from error
 
 
 @contextmanager
@@ -64,4 +76,6 @@ def data_errors() -> Iterator[None]:
     except DataError as error:
         raise TrainingError("bad_data", str(error)) from error
     except OSError as error:
+        if is_memory_error(error):
+            raise
         raise TrainingError("bad_data", f"the data cannot be read: {error}") from error

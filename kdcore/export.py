@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from kdcore.errors import TrainingError
+from kdcore.errors import TrainingError, is_memory_error
 from kdcore.inputs import Classifier
 from kdcore.latency import session
 from kdcore.state import Weights
@@ -127,6 +127,8 @@ def _quiet(what: str) -> Iterator[None]:
     except (TrainingError, OSError):
         raise
     except Exception as error:
+        if is_memory_error(error):
+            raise
         raise TrainingError("export_failed", f"{what} failed: {error}", "system") from error
     finally:
         logging.disable(before)

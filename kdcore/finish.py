@@ -12,14 +12,12 @@ import kdcore
 from kdcore import export
 from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
-from kdcore.errors import memory_errors
-from kdcore.evaluate import BATCH
 from kdcore.inputs import Classifier, Normalise
 from kdcore.job import TEACHER, Job, view_shapes
 from kdcore.latency import measure_latency
 from kdcore.plain import plain_function
 from kdcore.report import build_result
-from kdcore.spec import spec_digest, spec_document
+from kdcore.spec import spec_document
 
 
 def finish(job: Job, out: Path) -> dict[str, Any]:
@@ -29,8 +27,7 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
         The result document.
     """
     names = [name for name in (TEACHER, "baseline", "student") if name in job.state.models]
-    with memory_errors("the evaluation", BATCH):
-        logits = {name: job.predict(job.finished(name), "test") for name in names}
+    logits = {name: job.predict(job.finished(name), "test") for name in names}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
         code, speeds = write_models(job, out)
@@ -93,7 +90,7 @@ def model_document(job: Job) -> dict[str, Any]:
         "preprocessing": {"scale": job.data.scale, "range": [0, 1], "mean": list(facts.mean), "std": list(facts.std)},
         "views": {name: list(shape) for name, shape in view_shapes(job.finished("student"), facts.input_shape).items()},
         "provenance": {
-            "spec_digest": spec_digest(job.spec),
+            "spec_digest": job.spec_digest,
             "data": spec["data"],
             "data_digest": job.data.digest,
             "teacher": spec["teachers"][0],

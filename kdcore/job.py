@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from kdcore import checkpoint
 from kdcore.choices import Choices, apply, choose, usable_cores
 from kdcore.data import Dataset
-from kdcore.errors import TrainingError, data_errors
+from kdcore.errors import TrainingError, data_errors, memory_errors
 from kdcore.evaluate import predict
 from kdcore.inputs import Classifier, Normalise
 from kdcore.losses import Shapes
+from kdcore.memory import Need, room_here
 from kdcore.models import Network
 from kdcore.plan import make_plan
 from kdcore.plan_cost import sample_flops
 from kdcore.reporter import Reporter
 from kdcore.seeds import derive
 from kdcore.session import Session
-from kdcore.spec import JobSpec, spec_digest
+from kdcore.spec import JobSpec, spec_document
+from kdcore.spec import spec_digest as digest_of
 from kdcore.stages import Stage, list_stages
 from kdcore.state import State, Training, Weights
 from kdcore.teacher import freeze, load_weights, weights_file
@@ -36,6 +38,8 @@ class Job:
     """Everything the loop reads; `state` is what it writes."""
 
     spec: JobSpec
+    spec_digest: str
+    """Under which the spec is known, whatever the version that stored it completed it to."""
     stages: list[Stage]
     data: Dataset
     device: torch.device
@@ -45,10 +49,17 @@ class Job:
     state: State
     resumed: Mapping[str, Any] | None
     """The modules' state in the checkpoint this run began with, until it is restored."""
+    need: Need
+    room: int | None
+    """Bytes of the host's memory that there were for this job when it began."""
     normalise: Normalise = field(init=False)
 
     def __post_init__(self) -> None:
         self.normalise = Normalise(self.data.facts).to(self.device)
+
+    def memory_advice(self, batch_size: int) -> str:
+        """What to do about running out of memory with this batch size."""
+        return self.need.advise(batch_size, device_room() if self.device.type == "cuda" else self.room)
 
     def steps_per_epoch(self, stage: Stage) -> int:
         return math.ceil(len(self.data.train) / stage.train.batch_size)
@@ -146,6 +157,12 @@ def view_shapes(model: Network, input_shape: tuple[int, ...]) -> Shapes:
     return {name: tuple(view.shape[1:]) for name, view in views.items()}
 
 
+def device_room() -> int:
+    """What this process could have of the GPU's memory, what it holds of it included."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved()
+
+
 def choose_here(spec: JobSpec, device: str | None = None) -> Choices:
     """The choices for this machine: the spec's device, or CUDA where there is one and the spec leaves it open."""
     wanted = device or spec.device
@@ -164,9 +181,10 @@ def open_job(
     resume: Path | None,
     teacher_weights: Path | None,
     download: bool,
+    spec_digest: str | None = None,
 ) -> Job:
     """Set the machine up, read the data, and find the job where its checkpoint left it; see `train.run`."""
-    digest = spec_digest(spec)
+    digest = spec_digest or digest_of(spec)
     saved = checkpoint.load(resume, spec_digest=digest) if resume is not None else None
     if choices is None:
         choices = Choices.model_validate(saved["choices"]) if saved is not None else choose_here(spec)
@@ -175,19 +193,26 @@ def open_job(
     except RuntimeError as error:
         raise TrainingError("no_device", str(error), "system") from error
     device = torch.device(choices.device)
-    with data_errors():
+    plan = make_plan(spec)
+    need, room = Need.of(plan.memory.model_dump(), device.type), room_here(spec.limits.max_memory)
+    with memory_errors("reading the data", lambda: "read less of it, with `train_samples`"), data_errors():
         data = spec.data.load(data_root, download=download).to(device)
     if saved is not None and saved["data_digest"] != data.digest:
         raise TrainingError("other_data", "the data has changed since the checkpoint was made; start without it")
 
-    header = {"spec_digest": digest, "data_digest": data.digest, "choices": choices.model_dump(mode="json")}
+    header = {
+        "spec": spec_document(spec),
+        "spec_digest": digest,
+        "data_digest": data.digest,
+        "choices": choices.model_dump(mode="json"),
+    }
     state = State(**saved["state"]) if saved is not None else State()
     stages = list_stages(spec)
     steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
-    plan = make_plan(spec)
     flops = [sample_flops(stage, plan.teachers[0], plan.student) for stage in stages]
     session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train), flops)
-    job = Job(spec, stages, data, device, choices, reporter, session, state, saved["running"] if saved else None)
+    running = saved["running"] if saved is not None else None
+    job = Job(spec, digest, stages, data, device, choices, reporter, session, state, running, need, room)
     if spec.teachers[0].weights is not None and TEACHER not in state.models:
         path = weights_file(spec.teachers[0], data_root, teacher_weights)
         state.models[TEACHER] = load_weights(path, job.network("teacher"))

@@ -60,6 +60,10 @@ class MemoryPlan(Config):
     """Gradients and the optimizer's state."""
     activations: int
     """What the forward passes of a batch write, in training or in evaluation."""
+    evaluation: int = 0
+    """Of it, what an evaluation writes; 0 in plans of an earlier version."""
+    per_sample: int = 0
+    """What a sample of a training batch writes, at most; 0 in plans of an earlier version."""
     data: int
     """All splits, as bytes."""
     total: int
@@ -151,17 +155,26 @@ def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, stude
     large, small = teacher.plan.bytes + teacher.buffers, student.plan.bytes + student.buffers
     weights, copies = large + small, TEACHER_COPIES * large + STUDENT_COPIES * small
     evaluated = min(BATCH, max(facts.validation, facts.test))
-    optimizer, activations = 0, max(teacher.activations, student.activations) * evaluated
+    evaluation = max(teacher.activations, student.activations) * evaluated
+    optimizer, activations, most = 0, evaluation, 0
     for stage in stages:
         trained = teacher if stage.role == "teacher" else student
         optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)))
         taught = any(loss.needs_teacher for loss in stage.losses)
         per_sample = trained.activations + (teacher.activations if taught else 0)
+        most = max(most, per_sample)
         activations = max(activations, per_sample * stage.train.batch_size)
     data = (math.prod(facts.input_shape) + LABEL) * (facts.train + facts.validation + facts.test)
     total = weights + copies + optimizer + activations + data
     return MemoryPlan(
-        weights=weights, copies=copies, optimizer=optimizer, activations=activations, data=data, total=total
+        weights=weights,
+        copies=copies,
+        optimizer=optimizer,
+        activations=activations,
+        evaluation=evaluation,
+        per_sample=most,
+        data=data,
+        total=total,
     )
 
 

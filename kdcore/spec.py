@@ -26,6 +26,7 @@ from kdcore.losses import LossConfig, default_losses
 from kdcore.messages import explain
 from kdcore.models import ModelConfig
 from kdcore.optim import AdamConfig, ConstantConfig, OptimizerConfig, ScheduleConfig
+from kdcore.upgrade import upgrade
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")]
 StageName = Annotated[str, StringConstraints(max_length=60, pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
@@ -149,6 +150,7 @@ class CheckpointConfig(Config):
     """How often the training state is saved; whichever comes first."""
 
     every_seconds: float = Field(default=30.0, ge=0.1, le=86_400)
+    """Of training; longer where a checkpoint takes so long that it would cost more than 2% of it."""
     every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
 
 
@@ -198,7 +200,7 @@ class JobSpec(Config):
 
 
 def parse_spec(document: str | bytes | Mapping[str, Any]) -> JobSpec:
-    """Read a spec.
+    """Read a spec of this version or an older one.
 
     Args:
         document: YAML 1.2 or JSON text, or an already parsed mapping.
@@ -211,7 +213,7 @@ def parse_spec(document: str | bytes | Mapping[str, Any]) -> JobSpec:
     if not isinstance(value, Mapping):
         raise SpecError([((), "a spec is a mapping with `data`, `teachers` and `student`")])
     try:
-        spec = JobSpec.model_validate(value)
+        spec = JobSpec.model_validate(upgrade(value))
     except ValidationError as error:
         raise SpecError(explain(error, JobSpec)) from None
     _check_stage_names(spec)
@@ -239,6 +241,9 @@ def spec_document(spec: JobSpec) -> dict[str, Any]:
 
 
 def spec_digest(spec: JobSpec) -> str:
-    """SHA-256 of the canonical JSON of the complete spec, as `sha256:<hex>`."""
+    """SHA-256 of the canonical JSON of the complete spec, as `sha256:<hex>`.
+
+    A later version may complete the same document to another one: a stored digest is kept, never computed again.
+    """
     text = json.dumps(spec_document(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -39,13 +39,28 @@ def weights_file(teacher: TeacherConfig, data_root: Path, given: Path | None) ->
         path = given
     elif isinstance(teacher.weights, FileWeights):
         path = data_root / teacher.weights.file
-        if not path.resolve().is_relative_to(data_root.resolve()):
+        if not _is_inside(path, data_root):
             raise TrainingError("no_teacher_weights", f"{teacher.weights.file} leads out of the data directory")
     else:
         raise TrainingError("no_teacher_weights", "the teacher's weights are another job's; give their file")
-    if not path.is_file():
+    if not _is_file(path):
         raise TrainingError("no_teacher_weights", f"the teacher's weights are not there: {path}")
     return path
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links leads nowhere
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    """No folder, no pipe, no device; nor what may not be looked at, or has a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def load_weights(path: Path, network: Network) -> Weights:

@@ -11,6 +11,7 @@ Nothing here knows a loss, a model or a data set by name.
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kdcore.finish import finish
 from kdcore.inputs import unit
 from kdcore.job import Job, open_job
 from kdcore.losses import Views
+from kdcore.memory import SMALLER
 from kdcore.models import Network
 from kdcore.recorder import Recorder
 from kdcore.reporter import Reporter
@@ -47,6 +49,7 @@ def run(
     teacher_weights: Path | None = None,
     download: bool = True,
     points: int = 500,
+    spec_digest: str | None = None,
 ) -> dict[str, Any]:
     """Run a job to its end, or from a checkpoint to its end.
 
@@ -62,6 +65,7 @@ def run(
         teacher_weights: a .safetensors file, for a teacher with `weights: {job: …}`.
         download: whether missing data may be fetched.
         points: how many steps of a stage report their training metrics, at most.
+        spec_digest: under which the spec was stored, perhaps by an older version; left out: the one it has today.
 
     Returns:
         The result document, which is also in `out/result.json`.
@@ -80,11 +84,14 @@ def run(
         resume=resume,
         teacher_weights=teacher_weights,
         download=download,
+        spec_digest=spec_digest,
     )
     for stage in job.stages[job.state.stage :]:
-        with memory_errors(f"stage {stage.name!r}", stage.train.batch_size):
+        size = stage.train.batch_size
+        with memory_errors(f"stage {stage.name!r} with batch_size {size}", partial(job.memory_advice, size)):
             train_stage(job, stage, points)
-    return finish(job, out)
+    with memory_errors("evaluation and export, which no batch_size changes,", lambda: SMALLER):
+        return finish(job, out)
 
 
 def train_stage(job: Job, stage: Stage, points: int) -> None:

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from storage.database import now
 from storage.errors import ConflictError, NotFoundError
-from storage.lifecycle import TERMINAL, Status, insert_event, move
+from storage.lifecycle import LIVE, TERMINAL, Status, insert_event, move
 from storage.tables import TEACHER_JOB, Job
 
 
@@ -104,4 +104,4 @@ def remove(session: Session, job_id: str, owner: str) -> None:
 
 def needed_teachers() -> Select[tuple[str]]:
     """The jobs whose teacher a job that has not ended is to be distilled from."""
-    return select(TEACHER_JOB).where(TEACHER_JOB.is_not(None), Job.status.not_in(TERMINAL))
+    return select(TEACHER_JOB).where(TEACHER_JOB.is_not(None), Job.status.in_(LIVE))

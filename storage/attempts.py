@@ -3,20 +3,30 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, Status, move
-from storage.tables import Attempt, Job
+from storage.tables import SPEC_VERSION, Attempt, Job
 
 
-def claim(session: Session, worker_id: str, devices: tuple[str, ...], lease_seconds: float) -> Job | None:
+def claim(
+    session: Session,
+    worker_id: str,
+    devices: tuple[str, ...],
+    lease_seconds: float,
+    *,
+    spec_version: int | None = None,
+    takes: ColumnElement[bool] | None = None,
+) -> Job | None:
     """Take the best queued job for one of `devices`: priority, then the owner with least running, then age.
 
     Args:
         devices: what this worker serves, such as `("auto", "cpu")`.
+        spec_version: newest version of a spec that it reads; left out: any.
+        takes: what else a job must be (`storage.workers.takes`); left out: anything.
 
     Returns:
         The job, now running under a new attempt, or None.
@@ -32,6 +42,25 @@ def claim(session: Session, worker_id: str, devices: tuple[str, ...], lease_seco
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )
+    fits = [] if takes is None else [takes]
+    if spec_version is not None:
+        fits.append(func.coalesce(SPEC_VERSION, 1) <= spec_version)
+    if not fits:
+        return _take(session, candidates, None, worker_id, lease_seconds)
+    # Of a whole queue this takes as long to read as all the rest: it is read once the best job does not fit.
+    where = and_(*fits)
+    best = _take(session, candidates, where, worker_id, lease_seconds)
+    return best or _take(session, candidates.where(where), where, worker_id, lease_seconds)
+
+
+def _take(
+    session: Session,
+    candidates: Select[str],
+    where: ColumnElement[bool] | None,
+    worker_id: str,
+    lease_seconds: float,
+) -> Job | None:
+    """Claim the first of the candidates."""
     job_id = session.scalar(candidates)
     if job_id is None:
         return None
@@ -42,7 +71,7 @@ def claim(session: Session, worker_id: str, devices: tuple[str, ...], lease_seco
         "started_at": func.coalesce(Job.started_at, now()),
         "stepped_at": now(),
     }
-    if not move(session, job_id, "claimed", values=values, data={"worker": worker_id}):
+    if not move(session, job_id, "claimed", where=where, values=values, data={"worker": worker_id}):
         return None
     job = session.get_one(Job, job_id, populate_existing=True)
     session.execute(insert(Attempt).values(job_id=job_id, number=job.attempt, worker_id=worker_id, started_at=now()))

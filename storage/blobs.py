@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.errors import BlobError
+from storage.files import is_folder, is_plain
 
 CHUNK = 1 << 20
 
@@ -50,7 +51,7 @@ class BlobStore:
         """Where a blob lies.
 
         Raises:
-            BlobError: it is missing or has another size.
+            BlobError: it is missing, has another size, or is a link to another file.
         """
         path = self._path(digest)
         try:
@@ -59,6 +60,8 @@ class BlobStore:
             raise BlobError(f"{digest} is missing from the store") from None
         if found != size:
             raise BlobError(f"{digest} has {found} bytes in the store instead of {size}")
+        if not is_plain(path, self.root):
+            raise BlobError(f"{digest} is no file of the store")
         return path
 
     def _path(self, digest: str) -> Path:
@@ -67,13 +70,14 @@ class BlobStore:
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Every blob's digest and file."""
-        for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
-            yield f"sha256:{path.name}", path
+        for folder in filter(is_folder, self.root.glob("[0-9a-f][0-9a-f]")):
+            for path in folder.iterdir():
+                yield f"sha256:{path.name}", path
 
     def discard(self, path: Path, *, older_than_seconds: float) -> int:
         """Delete a file of the store if it is that old; the bytes that came free."""
         with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
-            status = path.stat()
+            status = path.lstat()
             if time.time() - status.st_mtime >= older_than_seconds:
                 path.unlink()
                 return status.st_size

@@ -1,14 +1,16 @@
 """The database: engine, short transactions, and the database's own clock."""
 
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Double, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -78,8 +80,8 @@ def _make_engine(url: str) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     return create_engine(
         parsed,
-        pool_size=10,
-        max_overflow=30,
+        pool_size=20,  # those beyond are opened anew each time, which costs the server a process
+        max_overflow=20,
         hide_parameters=True,  # an error in the log must not carry a spec
         pool_pre_ping=True,
         connect_args={
@@ -100,11 +102,17 @@ def insert_into(session: Session, table: type[DeclarativeBase]) -> postgresql.In
 
 
 class Database:
-    """One engine and its two kinds of short transaction."""
+    """One engine and its two kinds of short transaction.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        before_write: called first in every transaction that writes; what it raises ends the transaction.
+    """
+
+    def __init__(self, url: str, before_write: Callable[[Session], None] | None = None) -> None:
         self.engine = _make_engine(url)
+        self._before_write = before_write
         self._writer = self.engine.execution_options(write=True)
+        self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -115,8 +123,23 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits when the block ends, and rolls back when it raises."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self._in_turn(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            if self._before_write is not None:
+                self._before_write(session)
             yield session
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """SQLite's writers try again and again at growing intervals: of many, some would starve until they fail."""
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=SQLITE_WAIT_SECONDS):
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("database is locked"))
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         self.engine.dispose()

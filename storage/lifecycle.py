@@ -34,6 +34,8 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+LIVE = frozenset(Status) - TERMINAL
+"""Few jobs at any time, however many there have been: ask for these, not for those that are not terminal."""
 
 TRANSITIONS: dict[str, tuple[frozenset[Status], Status]] = {
     "claimed": (frozenset({Status.QUEUED}), Status.RUNNING),

@@ -1,17 +1,19 @@
 """What the API shows of jobs: one, a page, and what belongs to them. Read-only; owners see their own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from storage import workers
 from storage.database import now
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
 from storage.tables import Artifact, Checkpoint, Event, Job, JobLabel, Metric
+
+GIB = 2**30
 
 
 def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
@@ -38,7 +40,7 @@ def page_jobs(
     after: str | None = None,
     status: str | None = None,
     name: str | None = None,
-    labels: Iterable[tuple[str, str]] = (),
+    labels: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[Job], bool]:
     """Jobs newest first, and whether there are more.
 
@@ -46,18 +48,22 @@ def page_jobs(
         after: id of the last job of the page before.
         labels: pairs that a job must all carry.
     """
-    query = select(Job).options(defer(Job.plan)).where(Job.owner == owner).order_by(Job.id.desc()).limit(limit + 1)
+    query = select(Job).options(defer(Job.plan)).where(Job.owner == owner).limit(limit + 1)
+    id: InstrumentedAttribute[str] = Job.id
+    for key, value in labels[:1]:  # from the labels' index: SQLite would look at every job for one that few carry
+        carried = (JobLabel.job_id == Job.id) & (JobLabel.key == key) & (JobLabel.value == value)
+        query, id = query.join(JobLabel, carried), JobLabel.job_id
+    query = query.order_by(id.desc())
     if after is not None:
-        query = query.where(Job.id < after)
+        query = query.where(id < after)
     if status is not None:
         query = query.where(Job.status == status)
     if name is not None:
         query = query.where(Job.name == name)
-    for key, value in labels:
+    for key, value in labels[1:]:
+        also = aliased(JobLabel)
         query = query.where(
-            select(JobLabel.job_id)
-            .where(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == value)
-            .exists()
+            select(also.job_id).where(also.job_id == Job.id, also.key == key, also.value == value).exists()
         )
     rows = list(session.scalars(query))
     return rows[:limit], len(rows) > limit
@@ -85,16 +91,27 @@ def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
     clock = session.scalar(select(now())) or 0.0
     there = workers.present(session, silence_seconds)
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
+    version = job.spec.get("spec_version", 1)
+    reading = [w for w in fitting if (w.spec_version or 1) >= version]
+    large = [w for w in reading if workers.needed_bytes(job.plan, w.device) <= w.memory_bytes]
     if not there:
         reason = "no worker is running"
     elif not fitting:
         reason = f"no worker with {job.device}"
+    elif not reading:
+        reason = f"no worker reads spec version {version}; upgrade the workers"
     elif job.available_at > clock:
         reason = f"waiting {job.available_at - clock:.0f} s after a failure"
-    elif all(w.status != "idle" for w in fitting):
-        reason = "all workers are busy" if len(fitting) > 1 else "the worker is busy"
+    elif all(w.status != "idle" for w in reading):
+        reason = "all workers are busy" if len(reading) > 1 else "the worker is busy"
+    elif large and all(w.status != "idle" for w in large):
+        reason = "all workers with enough memory are busy"
     else:
         reason = "about to start"
+    if reading and not large:
+        most = max(reading, key=lambda w: w.memory_bytes)
+        need = workers.needed_bytes(job.plan, most.device)
+        reason += f"; it may need {need / GIB:,.1f} GiB, and the largest worker has {most.memory_bytes / GIB:,.1f} GiB"
     return Wait(position, reason)
 
 

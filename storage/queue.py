@@ -94,11 +94,15 @@ class Doorbell:
 
     def waiting(self, device: str) -> int | None:
         """Messages that nobody has heard yet; None where the broker does not answer."""
-        with contextlib.suppress(Exception), self._app.connection_for_write() as connection:
-            return int(
-                Queue(queue_name(self._settings, device))(connection.default_channel).queue_declare().message_count
-            )
+        with contextlib.suppress(Exception):
+            return self.count(device)
         return None
+
+    def count(self, device: str) -> int:
+        """As `waiting`, but raises whatever the broker's client raises."""
+        with self._app.connection_for_write() as connection:
+            queue = Queue(queue_name(self._settings, device))
+            return int(queue(connection.default_channel).queue_declare().message_count)
 
     def reachable(self) -> bool:
         """Whether the broker answers."""

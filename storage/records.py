@@ -61,9 +61,10 @@ def report(
     if moved:
         values["stepped_at"] = now()
     _fenced_update(session, fence, values)
-    finite = [p for p in points if math.isfinite(p.value)]  # neither SQLite nor JSON has a NaN: a gap in the series
+    # Neither SQLite nor JSON has a NaN: a gap in the series. PostgreSQL takes no row twice in one statement: the last.
+    finite = {point[:3]: point for point in points if math.isfinite(point.value)}
     if finite:
-        _insert_points(session, fence, finite)
+        _insert_points(session, fence, list(finite.values()))
 
 
 # A checkpoint may lie between a step and what was reported of it: then the point comes again.

@@ -1,23 +1,30 @@
 """What is swept: checkpoints and artifacts past their time or over the quota, and files that no row names."""
 
 import contextlib
+import os
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from storage import workers
 from storage.actions import needed_teachers
 from storage.blobs import BlobStore
 from storage.database import Database, now
+from storage.files import is_folder
 from storage.lifecycle import TERMINAL, Status
-from storage.settings import Settings
+from storage.settings import DRAINING, Settings
 from storage.tables import Artifact, Checkpoint, Job
 
 DAY = 86_400.0
+LOG = "log.txt"
+AT_ONCE = 500
+"""Jobs or blobs that are looked at together: neither memory nor a transaction grows with the number of all jobs."""
 Table = type[Checkpoint] | type[Artifact]
 
 
@@ -37,13 +44,13 @@ def sweep(database: Database, settings: Settings) -> Swept:
         Checkpoint: _ended(),
         Artifact: _ended().where(Job.id.not_in(needed_teachers())),
     }
-    with database.write() as session:
-        done.checkpoints = _expire(session, Checkpoint, giving[Checkpoint], settings.keep_checkpoints_days)
-        if settings.keep_artifacts_days is not None:
-            done.artifacts = _expire(session, Artifact, giving[Artifact], settings.keep_artifacts_days)
+    done.checkpoints = _expire(database, Checkpoint, giving[Checkpoint], settings.keep_checkpoints_days)
+    if settings.keep_artifacts_days is not None:
+        done.artifacts = _expire(database, Artifact, giving[Artifact], settings.keep_artifacts_days)
     if settings.disk_quota_bytes is not None:
         _enforce_quota(database, giving, settings.disk_quota_bytes, done)
     done.bytes = _sweep_blobs(database, settings) + _sweep_folders(database, settings)
+    _sweep_flags(database, settings)
     return done
 
 
@@ -51,9 +58,27 @@ def _ended() -> Select[Any]:
     return select(Job.id).where(Job.status.in_(TERMINAL))
 
 
-def _expire(session: Session, table: Table, giving: Select[Any], days: float) -> int:
+def _holds(table: Table) -> ColumnElement[bool]:
+    return select(table.job_id).where(table.job_id == Job.id).exists()
+
+
+def _expire(database: Database, table: Table, giving: Select[Any], days: float) -> int:
+    """Looks for them in a transaction that only reads: on SQLite, nobody writes while another one does."""
     old = giving.where(Job.finished_at < now() - days * DAY)
-    return len(session.scalars(delete(table).where(table.job_id.in_(old)).returning(table.job_id)).all())
+    gone = 0
+    while True:
+        with database.read() as session:
+            found = list(session.scalars(old.where(_holds(table)).limit(AT_ONCE)))
+        if not found:
+            return gone
+        gone += _drop(database, table, old, found)
+
+
+def _drop(database: Database, table: Table, giving: Select[Any], found: list[str]) -> int:
+    """Delete the rows of those of the jobs that still give theirs: one may have been retried meanwhile."""
+    which = table.job_id.in_(giving.where(Job.id.in_(found)))
+    with database.write() as session:
+        return len(session.scalars(delete(table).where(which).returning(table.job_id)).all())
 
 
 def used_bytes(session: Session) -> int:
@@ -64,34 +89,43 @@ def used_bytes(session: Session) -> int:
 
 
 def _enforce_quota(database: Database, giving: dict[Table, Select[Any]], quota: int, done: Swept) -> None:
-    """Finished jobs give up their checkpoints, oldest first, then their artifacts, until it fits.
-
-    One short transaction per job: submissions and heartbeats come between.
-    """
+    """Finished jobs give up their checkpoints, oldest first, then their artifacts, until it fits."""
     for table, ended in giving.items():
         while True:
-            with database.write() as session:
-                if used_bytes(session) <= quota:
-                    return
-                holders = ended.where(select(table.job_id).where(table.job_id == Job.id).exists())
-                oldest = session.scalar(holders.order_by(Job.finished_at, Job.id).limit(1))
-                if oldest is None:
-                    break
-                gone = len(session.scalars(delete(table).where(table.job_id == oldest).returning(table.job_id)).all())
+            with database.read() as session:
+                # In this order: what another sweep removes in between makes this one remove less, never more.
+                held = _oldest(session, table, ended)
+                over = used_bytes(session) - quota
+            if over <= 0:
+                return
+            if not held:
+                break
+            sizes = accumulate(size for _, size in held)
+            enough = 1 + sum(size < over for size in sizes)
+            gone = _drop(database, table, ended, [job_id for job_id, _ in held[:enough]])
             if table is Checkpoint:
                 done.checkpoints += gone
             else:
                 done.artifacts += gone
 
 
+def _oldest(session: Session, table: Table, ended: Select[Any]) -> list[tuple[str, int]]:
+    """The oldest finished jobs that hold any, and their bytes; what they share with others counts, too."""
+    jobs = list(session.scalars(ended.where(_holds(table)).order_by(Job.finished_at, Job.id).limit(AT_ONCE)))
+    sizes = select(table.job_id, func.sum(table.size)).where(table.job_id.in_(jobs)).group_by(table.job_id)
+    bytes = {row[0]: int(row[1]) for row in session.execute(sizes)}
+    return [(job_id, bytes.get(job_id, 0)) for job_id in jobs]
+
+
 def _sweep_blobs(database: Database, settings: Settings) -> int:
     store = BlobStore(settings.blobs)
     freed = sum(store.discard(path, older_than_seconds=settings.sweep_grace_seconds) for path in store.temporary())
-    found = dict(store.all())  # listed before the rows are read: what is put later is not looked at
-    with database.read() as session:
-        named = set(session.scalars(select(Artifact.digest).distinct()))
-    for digest in found.keys() - named:
-        freed += store.discard(found[digest], older_than_seconds=settings.sweep_grace_seconds)
+    blobs = store.all()
+    while found := dict(islice(blobs, AT_ONCE)):  # listed before the rows are read: what is put later is left alone
+        with database.read() as session:
+            named = set(session.scalars(select(Artifact.digest).where(Artifact.digest.in_(found)).distinct()))
+        for digest in found.keys() - named:
+            freed += store.discard(found[digest], older_than_seconds=settings.sweep_grace_seconds)
     return freed
 
 
@@ -101,20 +135,31 @@ def _sweep_folders(database: Database, settings: Settings) -> int:
     A running or coming attempt's folder is left alone: its files come before their rows.
     """
     freed = 0
-    for folder in sorted(path for path in settings.jobs.glob("*") if path.is_dir()):
+    names = iter(sorted(os.listdir(settings.jobs)) if settings.jobs.is_dir() else [])
+    while some := list(islice(names, AT_ONCE)):
         with database.read() as session:
-            job = session.execute(select(Job.status, Job.attempt).where(Job.id == folder.name)).one_or_none()
-            named = set(session.scalars(select(Checkpoint.path).where(Checkpoint.job_id == folder.name)))
-        if job is None:
-            freed += _remove_folder(folder, settings)
-            continue
-        ended = job.attempt - (job.status == Status.RUNNING)
-        for number in range(1, ended + 1):
-            attempt = folder / f"attempt-{number}"
-            for path in [*attempt.glob("checkpoints/*"), *attempt.glob("out/*")]:
-                if str(path.relative_to(settings.home)) not in named:
-                    freed += _remove_file(path, settings)
+            rows = session.execute(select(Job.id, Job.status, Job.attempt).where(Job.id.in_(some)))
+            ended = {row.id: row.attempt - (row.status == Status.RUNNING) for row in rows}
+            named = set(session.scalars(select(Checkpoint.path).where(Checkpoint.job_id.in_(some))))
+        for folder in [folder for name in some if is_folder(folder := settings.jobs / name)]:
+            if folder.name not in ended:
+                freed += _remove_folder(folder, settings)
+                continue
+            for number in range(1, ended[folder.name] + 1):
+                attempt = folder / f"attempt-{number}"
+                for path in attempt.rglob("*") if is_folder(attempt) else ():
+                    if path.name != LOG and str(path.relative_to(settings.home)) not in named:
+                        freed += _remove_file(path, settings)
     return freed
+
+
+def _sweep_flags(database: Database, settings: Settings) -> None:
+    """What workers left that were killed while they drained."""
+    with database.read() as session:
+        there = {worker.id for worker in workers.present(session, settings.lease_seconds)}
+    for flag in settings.drain_flags.glob(f"*{DRAINING}"):
+        if flag.name.removesuffix(DRAINING) not in there:
+            _remove_file(flag, settings)
 
 
 def _remove_folder(folder: Path, settings: Settings) -> int:

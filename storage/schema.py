@@ -1,12 +1,15 @@
 """Whether the database's schema is this version's, and how it gets there (Alembic)."""
 
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
+from sqlalchemy.orm import Session
 
 from storage.database import Database
 from storage.errors import SchemaError
@@ -35,8 +38,9 @@ def downgrade(database: Database, revision: str) -> None:
     command.downgrade(alembic_config(database), revision)
 
 
+@cache
 def head() -> str:
-    """This version's revision."""
+    """This version's revision: that of the code that runs, though another version's files may lie there by now."""
     revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     assert revision is not None
     return revision
@@ -46,6 +50,35 @@ def current(database: Database) -> str | None:
     """The database's revision; None where nothing was migrated yet."""
     with database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def check(session: Session) -> None:
+    """Refuse to go on once somebody has migrated the database under this process: one small query.
+
+    Raises:
+        SchemaError: the schema is no longer this version's.
+    """
+    found = session.scalar(text("SELECT version_num FROM alembic_version"))
+    if found != head():
+        raise SchemaError(
+            f"the database's schema went to revision {found} while this process, which needs {head()}, was running: "
+            "start the version that the database belongs to"
+        )
+
+
+State = Literal["current", "empty", "behind", "ahead", "foreign"]
+
+
+def state(database: Database) -> tuple[State, str | None]:
+    """How the database's schema stands to this version's, and its revision; changes nothing."""
+    tables, found = _tables(database), current(database)
+    if found == head():
+        return "current", found
+    if found is None:
+        return ("foreign" if tables else "empty"), None
+    if found in _known():
+        return "behind", found
+    return ("ahead" if "jobs" in tables else "foreign"), found
 
 
 def ensure(database: Database) -> None:

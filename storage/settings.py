@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DRAINING = ".draining"
+"""Suffix of the files that tell a worker's child to stop."""
 
 
 class Settings(BaseSettings):
@@ -23,7 +26,8 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".distillery")
-    """Folder of database (SQLite), artifacts, checkpoints, logs, embedded broker. API and workers share it."""
+    """Folder of database (SQLite), artifacts, checkpoints, logs, embedded broker. API and workers share it, as one
+    user: what they make is for that user alone."""
     data: Path = Path("data")
     """Data directory: where training data is read, and downloaded to if allowed."""
     allow_download: bool = True
@@ -73,7 +77,7 @@ class Settings(BaseSettings):
     """Keep one idle training process with torch imported, so that a job starts at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker trains on; `auto` takes a GPU where torch sees one."""
-    drain_seconds: float = Field(default=10.0, ge=0.5, le=3600)
+    drain_seconds: float = Field(default=7.0, ge=0.5, le=3600)
     """How long a stopping worker lets training write its last checkpoint before it is killed."""
     metric_points: int = Field(default=500, ge=10, le=1_000_000)
     """Points kept per training series and stage, evenly thinned; epoch metrics are always kept."""
@@ -131,6 +135,20 @@ class Settings(BaseSettings):
             raise ValueError("only redis://… and rediss://… are supported; without a broker, files in `home` are used")
         return url
 
+    @field_validator("database_url", "broker_url")
+    @classmethod
+    def _readable(cls, url: SecretStr | None) -> SecretStr | None:
+        """A driver that takes half a password for the host's name would print it."""
+        if url is not None and not url.get_secret_value().startswith("sqlite:"):
+            try:
+                parts = urlsplit(url.get_secret_value())
+                readable = parts.port != 0 and parts.netloc.count("@") <= 1
+            except ValueError:
+                readable = False
+            if not readable:
+                raise ValueError("cannot be read; in a password write @ as %40, : as %3A, / as %2F, # as %23, [ as %5B")
+        return url
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lease_seconds < 6 * self.heartbeat_seconds - 1e-9:  # 6 * 0.1 is more than 0.6
@@ -160,6 +178,10 @@ class Settings(BaseSettings):
     @property
     def jobs(self) -> Path:
         return self.home / "jobs"
+
+    @property
+    def drain_flags(self) -> Path:
+        return self.home / "workers"
 
     @property
     def broker_folder(self) -> Path:

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    func,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -77,12 +89,23 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", "id"),
         Index("ix_jobs_owner_name_id", "owner", "name", "id"),
         Index("ix_jobs_owner_status_id", "owner", "status", "id"),
+        Index("ix_jobs_owner_name_status_id", "owner", "name", "status", "id"),
         Index("ix_jobs_finished_at", "finished_at"),
+        Index("ix_jobs_times", "status", "finished_at", "started_at"),
     )
 
 
 TEACHER_JOB = Job.spec[("teachers", 0, "weights", "job")].as_string()
 """Which job a job has its teacher from; NULL for most."""
+SPEC_VERSION = Job.spec["spec_version"].as_integer()
+"""Of a job's spec."""
+
+
+def needed_bytes(device: str) -> ColumnElement[float]:
+    """What a job's plan says that it needs of the memory of a worker with this device: an estimate from above."""
+    total = func.coalesce(Job.plan[("memory", "total")].as_float(), 0.0)
+    copies = func.coalesce(Job.plan[("memory", "copies")].as_float(), 0.0)
+    return total - copies if device == "cuda" else total  # beside a GPU the copies lie in the host's memory
 
 
 class JobLabel(Base):

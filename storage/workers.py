@@ -1,11 +1,14 @@
 """Who is there: the workers' own rows."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
+from storage import tables
 from storage.database import now
 from storage.lifecycle import Status
 from storage.tables import Job, Worker
@@ -72,6 +75,26 @@ def present(session: Session, within_seconds: float) -> list[Worker]:
     """Workers whose last heartbeat is at most that old, oldest worker first."""
     query = select(Worker).where(Worker.heartbeat_at >= now() - within_seconds).order_by(Worker.started_at)
     return list(session.scalars(query))
+
+
+def needed_bytes(plan: Mapping[str, Any], device: str) -> int:
+    """What a job needs of the memory of a worker with this device, says its plan: an estimate from above."""
+    memory = plan.get("memory", {})
+    return int(memory.get("total", 0)) - int(memory.get("copies", 0) if device == "cuda" else 0)
+
+
+def takes(session: Session, card: WorkerCard, within_seconds: float) -> ColumnElement[bool] | None:
+    """Which jobs a worker takes: all but those that need more memory than it has and less than another one there.
+
+    A job that none there has the memory for is taken by any: the plan may ask for too much, and it must not wait for
+    ever. None where the worker is the largest itself: the usual case, which costs the queue's query nothing.
+    """
+    others = [worker for worker in present(session, within_seconds) if worker.status != "draining"]
+    largest = max((other.memory_bytes for other in others if other.device == card.device), default=0)
+    if largest <= card.memory_bytes:
+        return None
+    need = tables.needed_bytes(card.device)
+    return (need <= card.memory_bytes) | (need > largest)
 
 
 def forget_silent(session: Session, after_seconds: float) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kdcore import train
+from kdcore import checkpoint, train
 from kdcore.choices import Choices, choose, usable_cores
 from kdcore.config import SpecError
 from kdcore.data import DataError
 from kdcore.errors import TrainingError
-from kdcore.plan import Plan
+from kdcore.plan import make_plan
 from kdcore.reporter import Interrupted
 from kdcore.spec import JobSpec, JobWeights, parse_spec
 from storage import attempts, queries, records
@@ -90,6 +90,7 @@ def _train_and_publish(ledger: Ledger, inbox: Inbox) -> None:
             teacher_weights=_teacher_weights(ledger, job, spec),
             download=settings.allow_download,
             points=settings.metric_points,
+            spec_digest=job.spec_digest,
         )
     _publish(ledger, job, folder / "out", result)
 
@@ -106,7 +107,7 @@ def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
     stored = job.choices
     if stored is None:
         device: Any = whose().device if spec.device == "auto" else spec.device
-        plan = Plan.model_validate(job.plan)
+        plan = make_plan(spec)  # not the stored one: another version of the API may have written it
         chosen = choose(spec, plan, device=device, cores=usable_cores()).model_dump(mode="json")
         stored = ledger.write(lambda session: records.store_choices(session, ledger.fence, chosen))
     return Choices.model_validate(stored)
@@ -121,9 +122,15 @@ def _teacher_weights(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
         with ledger.database.read() as session:
             queries.get_job(session, weights.job, job.owner)
             artifact = queries.get_artifact(session, weights.job, TEACHER_WEIGHTS)
-        return BlobStore(ledger.settings.blobs).path(artifact.digest, artifact.size)
-    except (NotFoundError, BlobError) as error:
+    except NotFoundError as error:
         raise TrainingError("no_teacher_weights", f"the teacher's weights are not there: {error}") from error
+    try:
+        path = BlobStore(ledger.settings.blobs).path(artifact.digest, artifact.size)
+        if checkpoint.file_digest(path) != artifact.digest:
+            raise BlobError(f"{artifact.digest} has other bytes in the store")
+    except (BlobError, OSError) as error:  # a disk may come back
+        raise TrainingError("no_teacher_weights", f"the teacher's weights are damaged: {error}", "system") from error
+    return path
 
 
 def _publish(ledger: Ledger, job: Job, out: Path, result: dict[str, Any]) -> None:

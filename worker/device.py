@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from worker.memory import machine_memory
 
 DETECTION_SECONDS = 120
 
@@ -36,7 +36,7 @@ def detect(wanted: str) -> Device:
         return found
     if wanted == "cuda":
         raise NoDeviceError("DISTILLERY_DEVICE is cuda, but torch sees no GPU here")
-    return Device("cpu", cpu_name(), psutil.virtual_memory().total)
+    return Device("cpu", cpu_name(), machine_memory())
 
 
 def _ask_torch() -> Device | None:

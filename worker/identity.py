@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcore.config import SPEC_VERSION
 from storage.ids import new_id
-from storage.settings import Settings
+from storage.settings import DRAINING, Settings
 from storage.workers import WorkerCard
 from worker.device import Device
 
@@ -40,4 +40,4 @@ def whose() -> WorkerCard:
 def drain_flag(settings: Settings, worker_id: str) -> Path:
     """The file whose presence tells a worker's child to stop: a signal handler can make it, and it
     crosses the spawn that an event object would not."""
-    return settings.home / "workers" / f"{worker_id}.draining"
+    return settings.drain_flags / f"{worker_id}{DRAINING}"

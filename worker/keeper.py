@@ -1,14 +1,17 @@
 """What the worker's parent does beside Celery, in a thread: heartbeat, reconciler, and the word that it drains."""
 
 import contextlib
+import os
+import signal
 import threading
 import time
 
 import structlog
+from sqlalchemy.exc import ProgrammingError
 
-from storage import attempts, workers
+from storage import attempts, schema, workers
 from storage.database import Database
-from storage.errors import StaleAttemptError
+from storage.errors import SchemaError, StaleAttemptError
 from storage.queue import Doorbell
 from storage.reconciler import reconcile
 from storage.settings import Settings
@@ -32,6 +35,8 @@ class Keeper:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._said_draining = False
+        self.schema_changed = False
+        """Whether that is why the worker ends."""
         self._next_beat = self._next_reconcile = 0.0
 
     def start(self) -> None:
@@ -58,8 +63,8 @@ class Keeper:
                     with contextlib.suppress(StaleAttemptError):  # a reconciler may have been faster
                         attempts.yield_job(session, fence, "drain")
                 workers.leave(session, self._card.id)
-        except AWAY:
-            log.warning("database_away")  # a silent worker's row is forgotten
+        except (*AWAY, ProgrammingError) as error:  # the latter where the tables are another version's by now
+            log.warning("left_without_a_word", error=type(error).__name__)  # a silent worker's row is forgotten
         self._database.close()
 
     def _run(self) -> None:
@@ -69,6 +74,10 @@ class Keeper:
                 self._turn(time.monotonic())
             except AWAY as error:
                 log.warning("database_away", error=type(error).__name__)
+            except SchemaError as error:
+                log.error("schema_changed", error=str(error))
+                self.schema_changed = True
+                os.kill(os.getpid(), signal.SIGTERM)  # the one way in which a worker ends
             except Exception:
                 log.exception("keeper_failed")  # whatever it was, the worker must go on being seen
 
@@ -78,8 +87,10 @@ class Keeper:
         if now >= self._next_beat:
             self._next_beat = now + self._settings.heartbeat_seconds
             with self._database.write() as session:
+                if not self.schema_changed:
+                    schema.check(session)
                 workers.beat(session, self._card)
-        if now >= self._next_reconcile:
+        if now >= self._next_reconcile and not self.schema_changed:
             self._next_reconcile = now + self._settings.reconcile_seconds
             done = reconcile(self._database, self._doorbell, self._settings)
             for fence in done.taken_back:

@@ -72,7 +72,9 @@ class Ledger:
 
 
 def _error(code: str, kind: str, message: str) -> dict[str, Any]:
-    return {"code": code, "kind": kind, "message": message}
+    # PostgreSQL stores neither NUL nor half a character, and training may have printed either before it died.
+    storable = message.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    return {"code": code, "kind": kind, "message": storable}
 
 
 def held_by(session: Session, worker_id: str) -> list[Fence]:

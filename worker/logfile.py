@@ -1,9 +1,16 @@
 """What a training process printed, bounded: the beginning and the end are kept."""
 
 import os
+from io import FileIO
 from pathlib import Path
 
 _LONGEST_LINE = 500
+
+
+def _made(path: Path) -> FileIO:
+    """An empty file; what a link of this name leads to stays as it is."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return FileIO(descriptor, "r+b")
 
 
 class BoundedLog:
@@ -16,7 +23,7 @@ class BoundedLog:
     def __init__(self, path: Path, max_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._max, self._quarter = path, max_bytes - 64, max_bytes // 4
-        self._file = path.open("wb", buffering=0)
+        self._file = _made(path)
         self._size = 0
         self._head = 0
         """Length of the kept beginning, once something was cut."""
@@ -34,7 +41,8 @@ class BoundedLog:
             self._size += self._file.write(piece)
 
     def _compact(self) -> None:
-        content = self._path.read_bytes()
+        self._file.seek(0)
+        content = self._file.read()
         if not self._head:
             half = content[: self._max // 2]
             self._head = self._tail_from = half.rfind(b"\n") + 1 or len(half)
@@ -44,7 +52,7 @@ class BoundedLog:
         cut = self._cut + len(body) - len(kept)
         start = content[: self._head] + f"[... {cut} bytes cut here ...]\n".encode()
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        file = temporary.open("wb", buffering=0)
+        file = _made(temporary)
         try:
             file.write(start + kept)
             os.replace(temporary, self._path)

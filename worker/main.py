@@ -9,6 +9,7 @@ from celery import Celery, signals
 from storage import schema
 from storage.database import Database
 from storage.errors import SchemaError
+from storage.files import make_home
 from storage.log import configure_logging
 from storage.queue import make_celery, queue_name
 from storage.settings import Settings
@@ -30,6 +31,7 @@ def run(settings: Settings) -> int:
     `drain_seconds`. Child processes read the same settings from the environment.
     """
     configure_logging(settings)
+    make_home(settings.home)
     try:
         _check_schema(settings)
         card = introduce(detect(settings.device))
@@ -47,7 +49,7 @@ def run(settings: Settings) -> int:
     finally:
         keeper.stop()
     log.info("worker_stopped")
-    return int(worker.exitcode or 0)
+    return EXIT_SCHEMA if keeper.schema_changed else int(worker.exitcode or 0)
 
 
 def _check_schema(settings: Settings) -> None:

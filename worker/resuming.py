@@ -1,5 +1,6 @@
 """From which checkpoint an attempt goes on."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from kdcore.errors import TrainingError
 from kdcore.spec import JobSpec
 from kdcore.stages import list_stages
 from storage import queries, records
+from storage.files import is_plain
 from storage.tables import Job
 from worker.ledger import Ledger
 
@@ -20,6 +22,8 @@ def find_resume(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
     for row in ledger.write(partial(queries.list_checkpoints, job_id=job.id)):
         candidate = ledger.settings.home / row.path
         try:
+            if os.path.lexists(candidate) and not is_plain(candidate, ledger.settings.jobs):
+                raise TrainingError("bad_checkpoint", f"{candidate.name} is no file of the service's home", "system")
             saved = checkpoint.load(candidate, spec_digest=job.spec_digest, digest=row.digest)
         except TrainingError as error:
             aside = partial(records.set_aside_checkpoint, fence=ledger.fence, id=row.id, reason=error.message)

@@ -5,14 +5,15 @@ import os
 
 import structlog
 
-from storage import attempts, workers
+from kdcore.memory import Need
+from storage import attempts, schema, workers
 from storage.database import Database
-from storage.errors import StaleAttemptError
+from storage.errors import SchemaError, StaleAttemptError
 from storage.lifecycle import Fence
 from storage.settings import Settings
 from storage.tables import Job
 from storage.workers import WorkerCard
-from worker.identity import drain_flag
+from worker.identity import drain_flag, whose
 from worker.ledger import AWAY, Ledger, held_by
 from worker.lifeline import EXIT_ORPHANED, watch_parent
 from worker.places import attempt_folder
@@ -69,6 +70,8 @@ class Slot:
                 self._spare.ready()
         except AWAY:
             log.warning("database_away")  # the jobs stay where they are, and the reconciler rings again
+        except SchemaError as error:
+            log.warning("schema_changed", error=str(error))  # the parent will see it, too, and end this worker
         finally:
             self._busy = False
             if self._orphaned:
@@ -76,7 +79,10 @@ class Slot:
 
     def _claim(self) -> Job | None:
         with self._database.write() as session:
-            job = attempts.claim(session, self._card.id, self._card.serves, self._settings.lease_seconds)
+            schema.check(session)
+            card, lease = self._card, self._settings.lease_seconds
+            takes = workers.takes(session, card, lease)
+            job = attempts.claim(session, card.id, card.serves, lease, spec_version=card.spec_version, takes=takes)
             if job is not None:
                 workers.set_status(session, self._card.id, "busy", job.id)
         return job
@@ -121,4 +127,9 @@ class Slot:
 
 def _limits(job: Job) -> Limits:
     limits = job.spec["limits"]
-    return Limits(limits["max_seconds"] - job.spent_seconds, limits["max_seconds"], limits["max_memory"])
+    seconds = limits["max_seconds"]
+    memory = job.plan.get("memory")
+    batch_size = max((stage["batch_size"] for stage in job.plan.get("stages", ())), default=0)
+    # Beside a GPU the batch is not what fills the host's memory, of which alone a supervisor knows.
+    need = Need.of(memory, "cpu") if memory and whose().device == "cpu" else None
+    return Limits(seconds - job.spent_seconds, seconds, limits["max_memory"], need, batch_size)

@@ -9,11 +9,13 @@ from typing import Literal, cast
 import structlog
 from sqlalchemy import select
 
+from kdcore.memory import PROCESS, SMALLER, Need
 from kdcore.reporter import Request
 from storage import attempts
 from storage.errors import StaleAttemptError
 from storage.tables import Job
 from worker.ledger import AWAY, Ledger
+from worker.memory import machine_memory, oom_kills, ran_out
 from worker.process import TrainingProcess
 from worker.wire import STRENGTH
 
@@ -32,6 +34,14 @@ class Limits:
     seconds: float
     max_seconds: float
     max_memory: int | None
+    need: Need | None = None
+    """Of memory, as planned."""
+    batch_size: int = 0
+    """The largest of the job's stages."""
+
+    def advise(self, memory: int) -> str:
+        """What to do about a job for which so many bytes were not enough."""
+        return self.need.advise(self.batch_size, memory - PROCESS) if self.need is not None else SMALLER
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Supervisor:
         self._beat = self._weighed = float("-inf")
         self._asked: Request | None = None
         self._patience_ends = float("inf")
+        self._kills = oom_kills()
 
     def run(self) -> None:
         """Until the attempt is over, in the database as well."""
@@ -133,7 +144,7 @@ class Supervisor:
             used = self._process.memory_bytes()
             if used > limits.max_memory:
                 message = f"training used {used} bytes of memory, limits.max_memory is {limits.max_memory}"
-                return Verdict("fail", "out_of_memory", f"{message}; a smaller batch or model needs less")
+                return Verdict("fail", "out_of_memory", f"{message}; {limits.advise(limits.max_memory)}")
         return None
 
     def _account_for(self, status: int) -> Verdict:
@@ -141,6 +152,10 @@ class Supervisor:
         if status >= 0:
             last = self._process.last_line()
             return Verdict("release", "crashed", f"training ended with exit status {status}: {last}".rstrip(": "))
+        memory = machine_memory()
+        if status == -signal.SIGKILL and ran_out(self._limits.need, memory, self._kills):
+            message = f"the kernel ended training: it needs more than the machine's {memory} bytes of memory"
+            return Verdict("fail", "out_of_memory", f"{message}; {self._limits.advise(memory)}")
         name = signal.Signals(-status).name
         hint = "; most likely the kernel did, because memory ran out" if -status == signal.SIGKILL else ""
         return Verdict("release", "killed", f"training was killed by {name}{hint}")

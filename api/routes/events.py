@@ -28,10 +28,25 @@ id: 3
 event: progress
 data: {"stage":"teacher-1","fraction":0.1,"step":40,"at":"2026-01-01T00:00:01.000Z","attempt":1}
 """
+STREAMED: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "description": "The event's type, or `progress`."},
+        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "Of a stored event: its number."},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"type": "object", "required": ["at", "attempt"]},
+        },
+    },
+}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page, or a stream where `Accept` is `text/event-stream`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}, "itemSchema": STREAMED, "example": STREAM_EXAMPLE}
+        },
     },
     204: {"description": "A stream was asked for past the end of a finished job: do not reconnect."},
 }
@@ -46,23 +61,28 @@ async def get_events(
     after: Annotated[int, Query(ge=0, le=MOST, description="Only events with ids above this one.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1_000, description="Of a page; a stream has none.")] = 100,
     last_event_id: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="Of a stream: the last id that arrived.")
-    ] = None,
+        str,
+        Header(
+            alias="Last-Event-ID",
+            description="Of a stream: the last id that arrived.",
+            json_schema_extra={"pattern": "^[0-9]{0,9}$"},  # said only: what is none is malformed, which is 400
+        ),
+    ] = "",
 ) -> Response:
     """With `Accept: text/event-stream`, Server-Sent Events: each stored event has its type as `event`, its number as
     `id` and JSON as `data`; `progress` events between them carry no id. A comment every 15 seconds shows that the
     connection lives. The stream closes after the terminal event."""
+    seen = _parse_id(last_event_id) if last_event_id else after
     if not _wants_stream(request):
         page = await run_in_threadpool(_page, service, owner, job_id, after, limit)
         return JSONResponse(page.model_dump(mode="json"), headers={"Vary": "Accept"})
-    after = _parse_id(last_event_id) if last_event_id else after
     watch = service.watcher.open(job_id)
     try:
         now = await run_in_threadpool(_glance, service, owner, job_id)
-        if now.status in TERMINAL and after >= now.last_event:
+        if now.status in TERMINAL and seen >= now.last_event:
             service.watcher.close(watch)
             return Response(status_code=204, headers={"Vary": "Accept"})
-        return EventStream(service, watch, now, min(after, now.last_event))
+        return EventStream(service, watch, now, min(seen, now.last_event))
     except BaseException:
         service.watcher.close(watch)
         raise
@@ -74,7 +94,7 @@ def _wants_stream(request: Request) -> bool:
 
 
 def _parse_id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:20]) <= MOST):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and int(text) <= MOST):
         raise MalformedError(f"Last-Event-ID must be a number from 0 to {MOST}")
     return int(text)
 

@@ -44,7 +44,7 @@ LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where the
     status_code=201,
     response_model=schemas.Job,
     response_description="The job; with an Idempotency-Key that was used before, the earlier job as it is now.",
-    responses={201: {"headers": LOCATION | ETAG}, **problems(400, 413, 415, 507)},
+    responses={201: {"headers": LOCATION | ETAG}, **problems(400, 408, 413, 415, 507)},
     openapi_extra=SPEC_BODY,
 )
 async def submit_job(
@@ -61,7 +61,7 @@ async def submit_job(
     "/plan",
     summary="What a job would be",
     response_model=schemas.PlanAnswer,
-    responses=problems(400, 413, 415),
+    responses=problems(400, 408, 413, 415),
     openapi_extra=SPEC_BODY,
 )
 async def plan_job(service: ServiceDep, body: BodyDep) -> schemas.PlanAnswer:

@@ -11,7 +11,10 @@ from api.auth import OwnerDep
 from api.openapi import problems
 from api.service import JobIdDep, ServiceDep
 from storage.errors import NotFoundError
+from storage.files import is_plain
 from storage.queries import get_job, list_checkpoints, list_series
+
+NO_NUL = r"^[^\x00]*$"
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], responses=problems(404))
 
@@ -21,8 +24,12 @@ def get_metrics(
     service: ServiceDep,
     owner: OwnerDep,
     job_id: JobIdDep,
-    stage: Annotated[str | None, Query(description="Only of this stage.", examples=["distill-1"])] = None,
-    name: Annotated[str | None, Query(description="Only of this name.", examples=["train/loss"])] = None,
+    stage: Annotated[
+        str | None, Query(pattern=NO_NUL, description="Only of this stage.", examples=["distill-1"])
+    ] = None,
+    name: Annotated[
+        str | None, Query(pattern=NO_NUL, description="Only of this name.", examples=["train/loss"])
+    ] = None,
     after_step: Annotated[int | None, Query(ge=0, lt=2**63, description="Only steps above this one.")] = None,
     max_points: Annotated[
         int | None, Query(ge=1, le=1_000_000, description="At most so many per series, evenly thinned.")
@@ -61,11 +68,12 @@ def get_logs(
     if attempt is not None and attempt > last:
         raise NotFoundError(f"{job_id} has had {last} attempts")
     path = service.settings.jobs / job_id / f"attempt-{number}" / "log.txt"
-    return PlainTextResponse(_tail(path, service.settings.max_log_bytes).decode("utf-8", "replace"))
+    text = _tail(path, service.settings.max_log_bytes) if is_plain(path, service.settings.jobs) else b""
+    return PlainTextResponse(text.decode("utf-8", "replace"))
 
 
 def _tail(path: Path, most: int) -> bytes:
-    """The last bytes of a file that may not be there yet."""
+    """The last bytes of a file that may be gone meanwhile."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - most))

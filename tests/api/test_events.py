@@ -272,9 +272,11 @@ def test_a_reader_that_stops_reading_holds_no_connection_and_little_memory(api: 
         with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
             connection.sendall(request.encode())
             assert b"200 OK" in connection.recv(4096)
-            eventually(lambda: len(reads) == 1)
+            eventually(lambda: len(reads) > 0)
+            time.sleep(1)
+            settled = len(reads)  # of one event each, as large as these are
             time.sleep(0.5)
-            assert len(reads) == 1
+            assert len(reads) == settled < 100
             eventually(lambda: api.database.engine.pool.checkedout() == 0)  # housekeeping has one now and then
         eventually(lambda: len(api.service.watcher) == 0)
     finally:

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import os
+from pathlib import Path
 
 import httpx
 import pytest
@@ -195,3 +197,35 @@ def test_series_are_filtered_and_thinned(api: Api, client: httpx.Client):
 def test_bad_questions_for_series_are_422(files_client: httpx.Client, query: str):
     job_id = submit(files_client)["id"]
     said(files_client.get(f"/jobs/{job_id}/metrics?{query}"), 422, "invalid_parameter")
+
+
+@pytest.mark.parametrize("place", ["log.txt", "attempt-1", "pipe", "zero"])
+def test_a_log_that_became_a_link_is_not_shown(files_api: Api, files_client: httpx.Client, tmp_path: Path, place: str):
+    job_id = submit(files_client)["id"]
+    files_api.claim(job_id)
+    (tmp_path / "log.txt").write_text("precious")
+    folder = files_api.settings.jobs / job_id / "attempt-1"
+    if place == "attempt-1":
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(tmp_path)
+    else:
+        folder.mkdir(parents=True)
+        if place == "pipe":
+            os.mkfifo(folder / "log.txt")  # whoever opens it waits
+        else:
+            (folder / "log.txt").symlink_to("/dev/zero" if place == "zero" else tmp_path / "log.txt")
+    response = files_client.get(f"/jobs/{job_id}/logs")
+    assert (response.status_code, response.text) == (200, "")
+
+
+def test_a_job_whose_folder_became_a_link_is_deleted_without_what_it_leads_to(
+    files_api: Api, files_client: httpx.Client, tmp_path: Path
+):
+    job_id = submit(files_client)["id"]
+    files_client.post(f"/jobs/{job_id}/cancel")
+    (tmp_path / "precious").write_text("precious")
+    files_api.settings.jobs.mkdir(exist_ok=True)
+    (files_api.settings.jobs / job_id).symlink_to(tmp_path)
+    assert files_client.delete(f"/jobs/{job_id}").status_code == 204
+    assert files_client.get(f"/jobs/{job_id}").status_code == 404  # by now what ran after the answer has run
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -1,11 +1,13 @@
 """The OpenAPI document: every route, every answer, and schemas that real answers satisfy."""
 
+import json
 import re
 
 import httpx
 import jsonschema
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from api import openapi
 from api.app import create_app
@@ -127,6 +129,34 @@ def test_answers_are_as_documented(api: Api, client: httpx.Client, document: dic
         jsonschema.validate(client.get(path).json(), schema | {"components": document["components"]})
     plan = client.post("/jobs/plan", json=SPEC).json()
     jsonschema.validate(plan, standalone(document, "PlanAnswer"))
+
+
+def test_an_event_of_a_stream_is_as_documented(files_api: Api, files_client: httpx.Client, document: dict):
+    """The document called each event a string, though it has a type, an id and data."""
+    job_id = submit(files_client)["id"]
+    files_client.post(f"/jobs/{job_id}/cancel")
+    operation = document["paths"]["/jobs/{job_id}/events"]["get"]
+    schema = operation["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+    blocks = files_client.get(f"/jobs/{job_id}/events", headers={"Accept": "text/event-stream"}).text.split("\n\n")
+    events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks if "data: " in block]
+    assert [event["event"] for event in events] == ["submitted", "cancelled"]
+    for event in events:
+        jsonschema.validate(event, schema)
+        jsonschema.validate(json.loads(event["data"]), schema["properties"]["data"]["contentSchema"])
+
+
+def test_what_no_parameter_may_hold_is_in_the_document(document: dict):
+    def parameter(path: str, name: str) -> dict:
+        found = document["paths"][path]["get"]["parameters"]
+        (schema,) = [one["schema"] for one in found if one["name"] == name]
+        return schema
+
+    for name in ("stage", "name"):
+        schema = parameter("/jobs/{job_id}/metrics", name)
+        assert Draft202012Validator(schema).is_valid("train/loss")
+        assert not Draft202012Validator(schema).is_valid("a\x00")
+    id = Draft202012Validator(parameter("/jobs/{job_id}/events", "Last-Event-ID"))
+    assert [id.is_valid(text) for text in ("12", "", "x", "0" * 5_000)] == [True, True, False, False]
 
 
 def test_the_document_is_served(files_client: httpx.Client, document: dict):

@@ -3,8 +3,10 @@
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -158,9 +160,38 @@ def test_ready_says_what_is_missing(settings: Settings):
         assert [error["loc"] for error in problem["errors"]] == [["worker"]]
         assert "retry-after" in response.headers
         with api.worker():
-            assert client.get("/readyz").json() == {"status": "ready"}
+            ready = client.get("/readyz").json()
+            assert ready["status"] == "ready"
+            assert [warning["code"] for warning in ready["warnings"] if warning["code"] != "disk_low"] == []
             with version(api.database, "other"):
                 assert [error["loc"] for error in client.get("/readyz").json()["errors"]] == [["schema"]]
+
+
+def test_ready_warns_of_what_is_wrong_beside(settings: Settings):
+    with serving(settings.model_copy(update={"min_free_bytes": 2**60})) as api, api.client() as client, api.worker():
+        response = client.get("/readyz")
+        (warning,) = [each for each in response.json()["warnings"] if each["code"] == "disk_low"]
+        assert response.status_code == 200
+        assert "delete jobs" in warning["message"]
+        assert str(settings.home) not in response.text  # anyone may ask
+
+
+def test_readiness_that_hangs_takes_no_thread_of_other_requests(
+    files_api: Api, files_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    release = threading.Event()
+    monkeypatch.setattr("storage.diagnosis.see_database", lambda *_: release.wait(30))
+    with ThreadPoolExecutor(50) as pool:  # the server has 40 threads
+        asked = [pool.submit(httpx.get, f"{files_api.url}/readyz", timeout=60, trust_env=False) for _ in range(50)]
+        try:
+            eventually(lambda: files_api.service.examining.borrowed_tokens > 0)
+            time.sleep(0.3)
+            begun = time.monotonic()
+            assert files_client.get("/jobs").status_code == 200
+            assert time.monotonic() - begun < 2
+        finally:
+            release.set()
+        assert {each.result().status_code for each in asked} == {503}
 
 
 def test_workers_are_listed_while_they_beat(api: Api, client: httpx.Client, owners):
@@ -262,8 +293,8 @@ def version(database: Database, revision: str) -> Iterator[None]:
     """Pretend that the database is of another version."""
 
     def set_to(number: str) -> None:
-        with database.write() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
+        with database.engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
 
     set_to(revision)
     try:

@@ -1,15 +1,20 @@
 """The command line: what goes wrong is a sentence and an exit code, never a traceback."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
-from storage import schema
+from distillery.embedded import environment
+from storage import schema, workers
 from storage.database import Database
 from storage.settings import Settings
+from storage.tables import Worker
+from storage.workers import WorkerCard
 
 
 def distillery(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +27,7 @@ def distillery(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate"])
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate", "doctor"])
 def test_bad_settings_are_a_sentence_each(command: str) -> None:
     done = distillery(command, DISTILLERY_PORT="99999", DISTILLERY_LEASE_SECONDS="soon")
     assert done.returncode == 2
@@ -65,6 +70,35 @@ def test_migrate_makes_the_schema_and_says_so(database: Database, settings: Sett
     url = {"DISTILLERY_DATABASE_URL": settings.database}
     assert f"-> {schema.head()}" in distillery("migrate", **url).stdout
     assert f"{schema.head()} -> {schema.head()}" in distillery("migrate", **url).stdout
+
+
+def test_the_doctor_needs_no_api_and_says_what_is_wrong(database: Database, settings: Settings) -> None:
+    variables = environment(settings)
+    done = distillery("doctor", **variables)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "critical (no_worker): No worker is running: start one with `distillery worker`." in done.stdout.splitlines()
+    with database.write() as session:
+        workers.register(session, WorkerCard("wrk_1", "host-1", 1, "cpu", "a CPU", 2**30, "0.1.0", 1))
+        session.execute(update(Worker).values(clock_offset=100.0))
+    done = distillery("doctor", "--json", **variables)
+    assert (done.returncode, done.stderr) == (1, "")
+    told = {finding["code"]: finding for finding in json.loads(done.stdout)}
+    assert told["worker_clock_off"]["severity"] == "warning"
+    assert told["worker_clock_off"]["about"] == ["wrk_1 on host-1: +100 s"]
+    with database.write() as session:
+        session.execute(update(Worker).values(clock_offset=0.0))
+    done = distillery("doctor", **variables)
+    if "(disk_low)" not in done.stdout:  # as it may be here
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Nothing is wrong")
+
+
+def test_the_doctor_says_that_nothing_was_started_here_and_makes_nothing(tmp_path: Path) -> None:
+    done = distillery("doctor", "--home", str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert "critical (database_away): There is no database here yet: `distillery serve` makes one" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_no_service_and_no_file_are_sentences(tmp_path: Path) -> None:

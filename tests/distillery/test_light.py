@@ -42,7 +42,9 @@ def test_every_public_name_is_there() -> None:
         _ = distillery.Clint
 
 
-@pytest.mark.parametrize(("command", "missing"), [("api", "fastapi"), ("worker", "torch"), ("migrate", "pydantic")])
+@pytest.mark.parametrize(
+    ("command", "missing"), [("api", "fastapi"), ("worker", "torch"), ("migrate", "pydantic"), ("doctor", "celery")]
+)
 def test_a_server_command_without_its_extra_says_what_to_install(command: str, missing: str) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from distillery.cli import main; sys.exit(main([{command!r}]))"

@@ -11,6 +11,7 @@ LONGEST_SOURCE, LONGEST_TEST = 300, 500
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "cloudpickle", "joblib"}
 HARMLESS = {"pickle.UnpicklingError"}
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
+UNSAFE_TORCH = {"torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "torch.export.load"}
 UNSAFE_YAML = {"yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.UnsafeLoader", "yaml.Loader"}
 
 
@@ -34,6 +35,11 @@ def has_safe_loader(call: ast.Call, tree: ast.AST) -> bool:
     return any(keyword.arg == "Loader" and dotted(keyword.value) in derived for keyword in call.keywords)
 
 
+def is_unsafe(name: str) -> bool:
+    """Whether a name is one whose calls this test looks at; imported alone, it would be called without its module."""
+    return name in UNSAFE_YAML | UNSAFE_TORCH | {"torch.load", "yaml.load", "numpy.load"}
+
+
 def faults(tree: ast.AST) -> Iterator[str]:
     """What a file does that could execute what a user uploads."""
     for node in ast.walk(tree):
@@ -41,10 +47,12 @@ def faults(tree: ast.AST) -> Iterator[str]:
             name = dotted(node)
             if name.split(".")[0] in UNSAFE_MODULES and name not in HARMLESS:
                 yield f"line {node.lineno}: {name}"
-            if name in UNSAFE_YAML or name == "torch.serialization.add_safe_globals":
+            if name in UNSAFE_YAML | UNSAFE_TORCH or name == "torch.serialization.add_safe_globals":
                 yield f"line {node.lineno}: {name}"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
             yield f"line {node.lineno}: from {node.module} import …"
+        elif isinstance(node, ast.ImportFrom) and any(is_unsafe(f"{node.module}.{a.name}") for a in node.names):
+            yield f"line {node.lineno}: from {node.module} import … hides it from this test"
         elif isinstance(node, ast.Import):
             renamed = [a.name for a in node.names if a.asname and a.name in UNSAFE_MODULES | {"yaml", "torch"}]
             yield from (f"line {node.lineno}: import {name} under another name hides it from this test"
@@ -82,6 +90,12 @@ def test_nothing_executes_what_a_user_uploads(source_files: list[Path]) -> None:
         "import torch\ntorch.load(path)",
         "import torch\ntorch.load(path, weights_only=False)",
         "import numpy\nnumpy.load(path, allow_pickle=True)",
+        "import torch\ntorch.jit.load(path)",
+        "import torch\ntorch.hub.load(repository, name)",
+        "import torch\ntorch.export.load(path)",
+        "from torch import load\nload(path)",
+        "from yaml import load",
+        "from torch.jit import load",
         "import yaml\nyaml.load(text)",
         "import yaml\nclass L(yaml.Loader): ...\nyaml.load(text, Loader=L)",
         "import yaml\nyaml.unsafe_load(text)",

@@ -157,6 +157,12 @@ def test_the_students_bytes_are_those_of_the_library_alone(
         assert download(http, id, name) == (alone / name).read_bytes(), name
 
 
+def test_what_the_service_keeps_is_for_its_user_alone(service: Running, finished: tuple[str, list[Any]]) -> None:
+    made = list(service.settings.home.rglob("*"))
+    assert {"log.txt", "blobs", "checkpoints"} <= {path.name for path in made}
+    assert [path for path in made if path.lstat().st_mode & 0o077] == []
+
+
 def test_a_paused_job_frees_its_worker_for_one_that_is_cancelled_and_then_ends_with_the_same_bytes(
     http: httpx.Client, alone: Path
 ) -> None:

@@ -44,6 +44,7 @@ class Checker:
         undisturbed: by name of spec.
         expected_failures: jobs that may have failed, with their error's code.
         poison_failures: how many deaths a poison job may cause.
+        drained: jobs and attempts whose worker was told to end.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Checker:
         undisturbed: dict[str, Undisturbed],
         expected_failures: dict[str, str],
         poison_failures: int,
+        drained: list[tuple[str, int]],
     ) -> None:
         self.database, self.settings, self.ledger, self.undisturbed = database, settings, ledger, undisturbed
         self.expected_failures, self.poison_failures = expected_failures, poison_failures
+        self.drained = drained
         self.jobs = {row["id"]: row for row in self._rows("SELECT * FROM jobs")}
 
     def _rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
@@ -69,6 +72,7 @@ class Checker:
         for job in self.jobs.values():
             found += [f"{job['id']}: {fault}" for fault in self._history(job)]
             found += [f"{job['id']}: {fault}" for fault in self._ending(job)]
+        found += self._drains()
         found += self._nothing_left()
         return found
 
@@ -189,6 +193,18 @@ class Checker:
         ]
         if wrong:
             yield f"{len(wrong)} points have other values, such as {wrong[0]}"
+
+    def _drains(self) -> Iterator[str]:
+        """A drained attempt saved itself where it stood: nothing happened between its last checkpoint and its end."""
+        mine = "SELECT type, data FROM events WHERE job_id = :job AND attempt = :attempt ORDER BY id"
+        for job, attempt in self.drained:
+            events = self._rows(mine, job=job, attempt=attempt)
+            types = [event["type"] for event in events]
+            if "requeued" not in types or _json(events[types.index("requeued")]["data"])["reason"] != "drain":
+                continue  # it ended in another way meanwhile
+            before = [type for type in types[: types.index("requeued")] if not type.endswith("_requested")]
+            if before[-1] not in ("claimed", "checkpoint", "checkpoint_rejected"):
+                yield f"{job}: attempt {attempt} was drained without a checkpoint: {before[-3:]}"
 
     def _nothing_left(self) -> Iterator[str]:
         """After the sweep every file in the service's home is one that a row names."""

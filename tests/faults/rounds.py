@@ -104,8 +104,9 @@ def play(
         left = scene.service.stop()
         outcome.violations += [f"did not end: {line}" for line in left]
         checker = Checker(
-            scene.database, scene.settings, scene.ledger, undisturbed, scene.expected_failures, POISON_FAILURES
-        )
+            scene.database, scene.settings, scene.ledger, undisturbed, scene.expected_failures, POISON_FAILURES,
+            [(job, attempt) for job, attempt, _ in scene.drains],
+        )  # fmt: skip
         outcome.violations += checker.violations()
         outcome.jobs = len({id for entry in scene.ledger.entries for id in entry.job_ids})
         if outcome.violations:

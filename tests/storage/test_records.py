@@ -59,6 +59,12 @@ def test_a_repeated_point_is_replaced_and_a_nan_is_a_gap(jobs):
     assert series(jobs, fence.job_id) == {("a", "loss"): [(1, 2.0), (4, 4.0)]}
 
 
+def test_of_a_point_that_comes_twice_in_one_report_the_last_counts(jobs):
+    fence = jobs.running()
+    report(jobs, fence, Point("a", "loss", 1, 1.0), Point("a", "loss", 2, 2.0), Point("a", "loss", 1, 3.0))
+    assert series(jobs, fence.job_id) == {("a", "loss"): [(1, 3.0), (2, 2.0)]}
+
+
 def test_rewind_drops_what_will_be_reported_again(jobs, database):
     fence, other = jobs.running(), jobs.running()
     for target in (fence, other):

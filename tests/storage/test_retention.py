@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from storage import attempts, records
+from storage import attempts, records, workers
 from storage.blobs import BlobStore
 from storage.retention import sweep, used_bytes
 
@@ -200,3 +200,29 @@ def test_sweeps_at_once_do_not_disturb_each_other(disk, jobs, at_once):
     assert list(disk.settings.jobs.glob("job_gone*")) == []
     assert list(disk.store.all()) == []
     assert jobs.everything()["checkpoints"] == []
+
+
+def test_what_an_ended_attempt_left_half_written_goes_and_its_log_stays(disk, jobs):
+    fence = jobs.running()
+    kept = disk.checkpoint(fence, "checkpoint-001.pt")
+    folder = f"jobs/{fence.job_id}/attempt-{fence.attempt}"
+    log = disk.write(f"{folder}/log.txt")
+    left = [disk.write(f"{folder}/{name}") for name in (".log.txt.tmp", "checkpoints/.checkpoint-x.tmp", "out/a.onnx")]
+    sweep(jobs.database, disk.settings)
+    assert all(path.exists() for path in (kept, log, *left))  # it still runs
+    with jobs.database.write() as session:
+        attempts.yield_job(session, fence, "drain")
+    sweep(jobs.database, disk.settings)
+    assert kept.exists()
+    assert log.exists()
+    assert not any(path.exists() for path in left)
+
+
+def test_the_flag_of_a_worker_that_was_killed_while_it_drained_goes(disk, jobs):
+    here, gone = "wrk_here", "wrk_gone"
+    with jobs.database.write() as session:
+        workers.register(session, workers.WorkerCard(here, "host", 1, "cpu", "a CPU", 2**30, "0", 1))
+    flags = {id: disk.write(f"workers/{id}.draining") for id in (here, gone)}
+    sweep(jobs.database, disk.settings)
+    assert flags[here].exists()
+    assert not flags[gone].exists()

@@ -111,6 +111,17 @@ def test_nothing_secret_is_ever_shown(monkeypatch):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["database_url", "broker_url"])
+@pytest.mark.parametrize("password", ["p@hunter2", "p/hunter2", "p#hunter2", "[hunter2", "x?hunter2"])
+def test_a_password_that_a_driver_would_take_for_a_host_is_refused_unsaid(name, password):
+    """`p@hunter2` made `failed to resolve host 'hunter2@db'` of it, in log and doctor."""
+    scheme = {"database_url": "postgresql", "broker_url": "redis"}[name]
+    with pytest.raises(ValidationError, match="%40") as caught:
+        Settings(**{name: f"{scheme}://u:{password}@db:5432/d"})
+    assert "hunter2" not in str(caught.value)
+    Settings(**{name: f"{scheme}://u:p%40%2F%23%5Bhunter2@[::1]:5432/d"})
+
+
 def test_a_copy_with_other_addresses_uses_them(tmp_path):
     settings = Settings(home=tmp_path)
     assert (settings.database, settings.broker) != (None, "")

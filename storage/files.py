@@ -1,0 +1,32 @@
+"""Files of the service, and nobody else's: private where they are made, and read only where they really lie."""
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o077
+
+
+def make_home(home: Path) -> None:
+    """Make the service's folder where it is missing.
+
+    From now on what this process and its children make is for their own user alone: checkpoints, weights, the
+    embedded database and its jobs' specs are nobody else's business.
+    """
+    os.umask(PRIVATE)
+    home.mkdir(parents=True, exist_ok=True)
+
+
+def is_plain(path: Path, root: Path) -> bool:
+    """Whether `path` is a regular file below `root`, and no symbolic link leads there from it.
+
+    `root` itself may be one: an administrator may have moved it to another disk.
+    """
+    try:
+        return path.resolve(strict=True) == root.resolve() / path.relative_to(root) and path.is_file()
+    except (OSError, RuntimeError, ValueError):  # missing, a circle of links, not below
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder itself, not a link to one."""
+    return path.is_dir() and not path.is_symlink()

@@ -1,0 +1,115 @@
+"""A worker beside other versions: what it does not read it leaves, and under another schema it ends."""
+
+import time
+from hashlib import sha256
+
+import torch
+from sqlalchemy import text, update
+from sqlalchemy.orm import Session
+
+from kdcore.reporter import RecordingReporter
+from storage import queries, schema, workers
+from storage.database import Database
+from storage.settings import Settings
+from storage.tables import Checkpoint, Job
+from storage.workers import WorkerCard
+from worker.main import EXIT_SCHEMA
+from worker.slot import Slot
+
+from .conftest import SPEC, Rig
+
+
+def of_version_2(session: Session, job_id: str) -> None:
+    """As a newer API would store it: first in the queue, with a field that nobody here knows."""
+    document = session.get_one(Job, job_id).spec | {"spec_version": 2, "unheard_of": True}
+    session.execute(update(Job).where(Job.id == job_id).values(spec=document, priority=100))
+
+
+def make_later(rig: Rig, job_id: str) -> tuple[Checkpoint, Checkpoint]:
+    """Rewrite the newest checkpoint as a newer worker would have written it; it and the one before."""
+    with rig.database.write() as session:
+        newest, before = queries.list_checkpoints(session, job_id)
+        path = rig.settings.home / newest.path
+        torch.save(torch.load(path, weights_only=True) | {"version": 2, "unheard_of": 1}, path)
+        digest = f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+        mine = Checkpoint.job_id == job_id, Checkpoint.id == newest.id
+        session.execute(update(Checkpoint).where(*mine).values(digest=digest))
+    return newest, before
+
+
+def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
+    rig: Rig, undisturbed: tuple[str, RecordingReporter]
+) -> None:
+    first = rig.start()
+    later = rig.submit(SPEC, then=of_version_2)
+    job_id = rig.submit(SPEC)
+    rig.until(lambda: len(rig.until_training(job_id) and checkpoints(rig, job_id)) == 2)
+    rig.stop(first)
+    newest, before = make_later(rig, job_id)
+    rig.start()
+    job = rig.until_status(job_id, "succeeded", "failed")
+    assert (job.status, job.error) == ("succeeded", None)
+    rejected = rig.last(job_id, "checkpoint_rejected").data
+    assert rejected["id"] == newest.id
+    assert (
+        "is of version 2, and this release reads version 1; go on with the release that wrote it" in rejected["reason"]
+    )
+    at = rig.last(job_id, "resumed_from_checkpoint").data
+    assert (at["epoch"], at["step"]) == (before.epoch, before.step)
+    assert rig.student(job_id) == undisturbed[0]
+
+    rig.until(lambda: rig.idle() == 1)
+    waiting = rig.job(later)
+    assert (waiting.status, waiting.attempt) == ("queued", 0)
+    with rig.database.read() as session:
+        wait = queries.explain_wait(session, waiting, 60)
+    assert wait.reason == "no worker reads spec version 2; upgrade the workers"
+
+
+def checkpoints(rig: Rig, job_id: str) -> list[Checkpoint]:
+    with rig.database.read() as session:
+        return queries.list_checkpoints(session, job_id)
+
+
+def set_schema(database: Database, revision: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": revision})
+
+
+def test_a_worker_whose_schema_is_changed_under_it_drains_and_ends(rig: Rig) -> None:
+    """It went on: training, claiming and taking jobs back, with tables that another version had changed."""
+    worker = rig.start()
+    job_id = rig.submit(SPEC | {"stages": [{"epochs": 100_000}]})
+    rig.until_training(job_id)
+    set_schema(rig.database, "from_the_future")
+    try:
+        rig.until(lambda: worker.poll() is not None, rig.settings.drain_seconds + 30)
+        assert worker.returncode == EXIT_SCHEMA
+        job = rig.job(job_id)
+        assert (job.status, job.failures) == ("queued", 0)
+        assert rig.last(job_id, "requeued").data == {"reason": "drain"}
+        assert len(checkpoints(rig, job_id)) == 2
+        said = (rig.settings.home / "worker-0.txt").read_text()
+        assert said.count('"schema_changed"') == 1
+        assert "went to revision from_the_future while this process, which needs" in said
+        rig.nothing_left(10)
+    finally:
+        set_schema(rig.database, schema.head())
+
+
+def test_a_slot_claims_nothing_under_another_schema(settings: Settings, database: Database) -> None:
+    rig = Rig(settings.model_copy(update={"warm_spare": False}), database)
+    card = WorkerCard("wrk_here", "here", 1, "cpu", "a CPU", 2**30, "0", 1)
+    job_id = rig.submit(SPEC)
+    with database.write() as session:
+        workers.register(session, card)
+    set_schema(database, "from_the_future")
+    slot = Slot(rig.settings, card)
+    try:
+        began = time.monotonic()
+        slot.work()
+        assert time.monotonic() - began < 30
+        assert (rig.job(job_id).status, rig.job(job_id).attempt) == ("queued", 0)
+    finally:
+        set_schema(database, schema.head())
+        slot.close()
