@@ -160,11 +160,10 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
 
 def _allowed(request: Request) -> str:
     """The methods of every route at this address; Starlette names those of the first alone."""
-    found: set[str] = set()
-    for route in iter_route_contexts(request.app.routes):
-        if route.path_regex.match(request.scope["path"]):
-            found |= route.methods or set()
-    return ", ".join(sorted(found))
+    path = request.scope["path"]
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
+    exact = [route for route in routes if route.path == path]  # /jobs/plan is no job's id
+    return ", ".join(sorted({method for route in exact or routes for method in route.methods or ()}))
 
 
 async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:

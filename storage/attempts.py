@@ -138,7 +138,13 @@ def yield_job(session: Session, fence: Fence, reason: str) -> None:
 
 
 def release(
-    session: Session, fence: Fence, error: dict[str, Any], *, max_failures: int, backoff_seconds: float
+    session: Session,
+    fence: Fence,
+    error: dict[str, Any],
+    *,
+    max_failures: int,
+    backoff_seconds: float,
+    longest_backoff_seconds: float = 300.0,
 ) -> None:
     """End an attempt that a `system` failure ended: a pending request is granted, otherwise the job is
     queued again, or failed once `max_failures` attempts in a row brought no newer checkpoint.
@@ -154,7 +160,7 @@ def release(
     if failures >= max_failures:
         error = error | {"message": f"{error['message']} (attempt {failures} in a row without progress)"}
         return _end(session, fence, "failed", values={"error": error, "failures": failures}, data={"error": error})
-    wait = backoff_seconds * 2 ** (failures - 2) if failures > 1 else 0.0
+    wait = min(backoff_seconds * 2 ** (failures - 2), longest_backoff_seconds) if failures > 1 else 0.0
     values = {"failures": failures, "available_at": now() + wait}
     _end(session, fence, "requeued", values=values, data={"reason": "failure", "error": error, "wait_seconds": wait})
 

@@ -57,6 +57,7 @@ def _take_back(database: Database, settings: Settings) -> list[Fence]:
                 release(
                     session, fence, LOST,
                     max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds,
+                    longest_backoff_seconds=settings.retry_backoff_max_seconds,
                 )  # fmt: skip
             taken.append(fence)
         except StaleAttemptError:

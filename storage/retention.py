@@ -77,7 +77,9 @@ def _expire(database: Database, table: Table, giving: Select[Any], days: float) 
 def _drop(database: Database, table: Table, giving: Select[Any], found: list[str]) -> int:
     """Delete the rows of those of the jobs that still give theirs: one may have been retried meanwhile."""
     which = table.job_id.in_(giving.where(Job.id.in_(found)))
+    held = select(Job.id).where(Job.id.in_(found)).order_by(Job.id).with_for_update(key_share=True)
     with database.write() as session:
+        session.execute(held)  # a submission that has seen its teacher's weights there is waited for, and counts
         return len(session.scalars(delete(table).where(which).returning(table.job_id)).all())
 
 

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """Consecutive system failures without a newer checkpoint after which a job fails."""
     retry_backoff_seconds: float = Field(default=2.0, ge=0, le=3600)
     """Pause before the second try after a system failure; doubles each time. The first is at once."""
+    retry_backoff_max_seconds: float = Field(default=300.0, ge=0, le=86_400)
+    """The longest of these pauses, in seconds."""
     warm_spare: bool = True
     """Keep one idle training process with torch imported, so that a job starts at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -62,6 +62,7 @@ class Ledger:
         limits: dict[str, Any] = {
             "max_failures": self.settings.max_failures,
             "backoff_seconds": self.settings.retry_backoff_seconds,
+            "longest_backoff_seconds": self.settings.retry_backoff_max_seconds,
         }
         error = _error(code, "system", message)
         self.write(lambda session: attempts.release(session, self.fence, error, **limits))

@@ -43,6 +43,16 @@ def test_a_content_type_is_read_however_it_is_written(files_client: httpx.Client
     assert response.status_code == status, response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/jobs/plan", {"POST"}), ("/jobs", {"GET", "POST"}), ("/jobs/x", {"GET", "DELETE"})]
+)
+def test_the_methods_of_an_address_are_those_of_its_own_route(files_client: httpx.Client, path: str, methods: set[str]):
+    """`/jobs/plan` also has the form of `/jobs/{job_id}`, whose methods it announced."""
+    response = files_client.options(path)
+    said(response, 405, "method_not_allowed")
+    assert set(response.headers["allow"].split(", ")) == methods
+
+
 def test_of_thousands_of_unknown_parameters_the_first_are_named(files_client: httpx.Client):
     response = files_client.get("/jobs?" + "&".join(f"a{number}" for number in range(9_000)))
     assert len(said(response, 422, "invalid_parameter")["errors"]) == MAX_ERRORS

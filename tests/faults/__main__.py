@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"round {number} ({options.form}): {len(chosen)} faults, seed {seed}", flush=True)
             outcome = play(
                 options.form, seed, chosen, undisturbed, servers,
-                mutation=options.mutate, keep=options.keep, tell=tell,
+                mutation=options.mutate, keep=options.keep, calm=options.calm, tell=tell,
             )  # fmt: skip
             outcomes.append(outcome)
             _report(outcome, options, number)
@@ -85,6 +85,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where the outcome of every round is written")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the rounds")
     parser.add_argument("--quiet", action="store_true", help="no line for every fault")
+    parser.add_argument("--calm", action="store_true", help="one fault after the other, with time to recover")
     parser.add_argument("--honesty", action="store_true", help="see that the suite notices each mutation")
     parser.add_argument("--list", action="store_true", help="the faults there are")
     options = parser.parse_args(arguments)
@@ -132,6 +133,7 @@ def _report(outcome: Outcome, options: argparse.Namespace, number: int) -> None:
         print(outcome.tail)
         again = [f"--{name} '{value}'" for name, value in (("form", options.form), ("seed", options.seed),
                  ("first", number), ("faults", options.faults)) if value is not None]  # fmt: skip
+        again += ["--calm"] if options.calm else []
         again += [f"--only '{name}'" for name in options.only or ()]
         print(f"  replay: .venv/bin/python -m tests.faults {' '.join(again)} --keep", flush=True)
 

@@ -31,13 +31,15 @@ from tests.faults.service import Service
 KINDS = (fault_processes, fault_moments, fault_servers, fault_storage, fault_people)
 """Imported so that their faults are in the list."""
 CUSTOMERS = {"deployed": 7, "embedded": 4}
-LANES = 2
+CALM_CUSTOMERS = 2
+LANES = 3
 """How many faults may happen at once."""
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
     "device": "cpu", "lease_seconds": 3.0, "heartbeat_seconds": 0.4, "stall_seconds": 15.0, "reconcile_seconds": 0.5,
-    "poll_seconds": 0.1, "retry_backoff_seconds": 0.1, "max_failures": 60, "drain_seconds": 7.0,
+    "poll_seconds": 0.1, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
+    "max_failures": 60, "drain_seconds": 7.0,
     "sweep_seconds": 2.0, "sweep_grace_seconds": 60.0, "min_free_bytes": 0, "allow_download": False,
 }  # fmt: skip
 
@@ -85,6 +87,7 @@ def play(
     mutation: str | None = None,
     keep: bool = False,
     patience: float = PATIENCE_SECONDS,
+    calm: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Outcome:
     """Play one round.
@@ -92,6 +95,7 @@ def play(
     Args:
         faults: to inject, in this order, `LANES` at a time.
         keep: whether the round's folder stays.
+        calm: one fault after the other, few jobs, and a warm spare, as where a service has its machines to itself.
     """
     outcome = Outcome(form, seed)
     began = time.monotonic()
@@ -99,8 +103,8 @@ def play(
     with ExitStack() as stack:
         if not keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        scene = _build(stack, form, seed, folder, servers, mutation, patience)
-        _run(scene, faults, outcome, tell)
+        scene = _build(stack, form, seed, folder, servers, mutation, patience, calm)
+        _run(scene, faults, outcome, tell, calm)
         left = scene.service.stop()
         outcome.violations += [f"did not end: {line}" for line in left]
         checker = Checker(
@@ -123,8 +127,9 @@ def _build(
     servers: Servers | None,
     mutation: str | None,
     patience: float,
+    calm: bool,
 ) -> Scene:
-    values = VALUES | {"home": folder / "home", "data": folder / "data"}
+    values = VALUES | {"home": folder / "home", "data": folder / "data", "warm_spare": calm}
     proxies: dict[str, Proxy] = {}
     name = f"round_{seed}"
     direct: str | None = None
@@ -152,13 +157,13 @@ def _build(
     )  # fmt: skip
 
 
-def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None]) -> None:
+def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool) -> None:
     scene.service.start()
     over = threading.Event()
     customers = [Customer(number, scene.new_client(), over) for number in range(CUSTOMERS[scene.form])]
     for customer in customers:
         customer.start()
-    injected = _inject(scene, faults, outcome, tell)
+    injected = _inject(scene, faults, outcome, tell, calm)
     scene.over.set()
     over.set()
     for customer in customers:
@@ -170,7 +175,7 @@ def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[st
 
 
 def _inject(
-    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None]
+    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool
 ) -> list[tuple[Fault, Injection]]:
     todo, injected = list(faults), []
     lock, alone = threading.Lock(), _Crossing()
@@ -181,7 +186,7 @@ def _inject(
                 if not todo:
                     return
                 fault = todo.pop(0)
-            time.sleep(rng.uniform(0.0, 0.6))
+            time.sleep(rng.uniform(4.0, 9.0) if calm else rng.uniform(0.0, 0.6))
             with alone.of(fault.alone):
                 injection = _once(scene, fault)
             with lock:
@@ -191,7 +196,9 @@ def _inject(
                     injected.append((fault, injection))
                     tell(f"  {len(injected):3d} {fault.name}")
 
-    lanes = [threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(LANES)]
+    lanes = [
+        threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(1 if calm else LANES)
+    ]
     for thread in lanes:
         thread.start()
     for thread in lanes:

@@ -235,3 +235,14 @@ def test_stale_points_do_not_mix_in(jobs, database):
         records.report(session, new, points=[records.Point("distill-1", "loss", 1, 1.0)])
     with database.read() as session:
         assert [(m.attempt, m.value) for m in session.scalars(select(Metric))] == [(2, 1.0)]
+
+
+def test_the_pause_after_many_failures_is_bounded(jobs):
+    """It doubled without end: with a high limit a job that had failed 58 times would have waited for ages."""
+    fence = jobs.running()
+    jobs.set(fence.job_id, failures=58)
+    with jobs.database.write() as session:
+        attempts.release(session, fence, ERROR, max_failures=100, backoff_seconds=2.0, longest_backoff_seconds=7.0)
+    job = jobs.get(fence.job_id)
+    assert job.failures == 59
+    assert 6.5 < job.available_at - job.updated_at < 7.5

@@ -1,11 +1,12 @@
 """What is swept, and above all what is not."""
 
 import os
+import threading
 import time
 
 import pytest
 
-from storage import attempts, records, workers
+from storage import attempts, queries, records, submissions, workers
 from storage.blobs import BlobStore
 from storage.retention import sweep, used_bytes
 
@@ -154,6 +155,24 @@ def test_a_teacher_that_another_job_waits_for_stays(disk, jobs, values):
     jobs.ask(student, "cancel")
     assert run(disk, **values).artifacts == 1
     assert not path.exists()
+
+
+@pytest.mark.parametrize("values", [{"keep_artifacts_days": 1.0}, {"disk_quota_bytes": 1}])
+def test_a_teacher_that_a_submission_under_way_has_seen_stays(disk, jobs, database, values):
+    teacher, path = disk.succeed(b"teacher", age=OLD)
+    sweeping = threading.Thread(target=run, args=(disk,), kwargs=values)
+    with database.write() as session:
+        queries.get_job(session, teacher, "alice", keep=True)
+        assert queries.list_artifacts(session, teacher)
+        sweeping.start()
+        time.sleep(0.3)  # the sweep looks now, before the submission is committed
+        spec = {"name": "a-job", "priority": 0, "device": "auto", "labels": {}}
+        spec["teachers"] = [{"weights": {"job": teacher}}]
+        submissions.submit(session, owner="alice", spec=spec, spec_digest="d", plan={}, max_queued=9)
+    sweeping.join(30)
+    assert not sweeping.is_alive()
+    assert path.exists()
+    assert len(jobs.everything()["artifacts"]) == 1
 
 
 def test_the_quota_takes_the_oldest_and_checkpoints_first(disk, jobs):
