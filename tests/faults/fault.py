@@ -17,24 +17,22 @@ class Fault:
         group: `processes`, `moments`, `broker`, `database`, `storage`, or `time and people`.
         forms: of the service in which it can happen.
         inject: lets it happen and heals it; None where there was no occasion within its bound.
-        alone: whether nothing else may be injected meanwhile.
     """
 
     name: str
     group: str
     forms: tuple[str, ...]
     inject: Inject
-    alone: bool = False
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, group: str, forms: tuple[str, ...] = BOTH, *, alone: bool = False) -> Callable[[Inject], Inject]:
+def fault(name: str, group: str, forms: tuple[str, ...] = BOTH) -> Callable[[Inject], Inject]:
     """Put a function into the list under a name."""
 
     def register(inject: Inject) -> Inject:
-        add(Fault(name, group, forms, inject, alone))
+        add(Fault(name, group, forms, inject))
         return inject
 
     return register

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import ExitStack
 
 import psutil
 
@@ -112,18 +113,21 @@ def takeover_killed(scene: Scene) -> Injection | None:
     return scene.done(victim, since=note["at"]) if note is not None else None
 
 
-@fault("everything killed at once (a reboot)", GROUP, alone=True)
+@fault("everything killed at once (a reboot)", GROUP)
 def reboot(scene: Scene) -> Injection | None:
+    """The service, its database and its broker; nothing is started again before all of it is down."""
     victim = scene.victim("parent")
-    with scene.service.down(scene.service.members):
-        if scene.postgres is not None and scene.redis is not None:
-            scene.postgres.kill()
-            scene.redis.kill()
-        scene.service.kill_everything()
-        since = time.time()
-        if scene.postgres is not None and scene.redis is not None:
-            scene.postgres.start()
-            scene.redis.start()
+    servers = [server for server in (scene.postgres, scene.redis) if server is not None]
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server.lock)
+        with scene.service.down(scene.service.members):
+            for server in servers:
+                server.kill()
+            scene.service.kill_everything()
+            since = time.time()
+            for server in servers:
+                server.start()
     scene.service.until_ready()
     return scene.done(victim, since=since)
 

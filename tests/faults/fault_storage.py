@@ -93,7 +93,7 @@ ARTIFACT = text("""
 """)
 
 
-@fault("an artifact's file gone", GROUP, alone=True)
+@fault("an artifact's file gone", GROUP)
 def artifact_gone(scene: Scene) -> Injection | None:
     """Until somebody brings it back, whoever asks for it is told so, and gets no half of it."""
     for row in scene.rows(ARTIFACT):

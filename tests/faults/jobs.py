@@ -24,7 +24,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "teachers": [_TEACHER],
         "student": _STUDENT,
         "stages": [{"epochs": 30}],
-        "checkpoint": {"every_steps": 40},
+        "checkpoint": {"every_steps": 60},
     },
     "two-stages": {
         "data": _DATA,
@@ -40,7 +40,7 @@ SPECS: dict[str, dict[str, Any]] = {
             },
         ],
         "baseline": False,
-        "checkpoint": {"every_steps": 25},
+        "checkpoint": {"every_steps": 50},
         "seed": 5,
     },
     "convolution": {
@@ -48,7 +48,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "teachers": [{"model": {"type": "cnn", "channels": [8, 16]}, "train": {"epochs": 6}}],
         "student": {"model": {"type": "cnn", "channels": [4]}},
         "stages": [{"epochs": 10, "augment": {"crop": 1}}],
-        "checkpoint": {"every_steps": 20},
+        "checkpoint": {"every_steps": 30},
         "seed": 6,
     },
     "short": {

@@ -32,13 +32,13 @@ KINDS = (fault_processes, fault_moments, fault_servers, fault_storage, fault_peo
 """Imported so that their faults are in the list."""
 CUSTOMERS = {"deployed": 7, "embedded": 4}
 CALM_CUSTOMERS = 2
-LANES = 3
+LANES = 8
 """How many faults may happen at once."""
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
-    "device": "cpu", "lease_seconds": 3.0, "heartbeat_seconds": 0.4, "stall_seconds": 15.0, "reconcile_seconds": 0.5,
-    "poll_seconds": 0.1, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
+    "device": "cpu", "lease_seconds": 3.0, "heartbeat_seconds": 0.5, "stall_seconds": 15.0, "reconcile_seconds": 1.0,
+    "poll_seconds": 0.2, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
     "max_failures": 60, "drain_seconds": 7.0,
     "sweep_seconds": 2.0, "sweep_grace_seconds": 60.0, "min_free_bytes": 0, "allow_download": False,
 }  # fmt: skip
@@ -178,7 +178,7 @@ def _inject(
     scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool
 ) -> list[tuple[Fault, Injection]]:
     todo, injected = list(faults), []
-    lock, alone = threading.Lock(), _Crossing()
+    lock = threading.Lock()
 
     def lane(rng: random.Random) -> None:
         while True:
@@ -187,8 +187,7 @@ def _inject(
                     return
                 fault = todo.pop(0)
             time.sleep(rng.uniform(4.0, 9.0) if calm else rng.uniform(0.0, 0.6))
-            with alone.of(fault.alone):
-                injection = _once(scene, fault)
+            injection = _once(scene, fault)
             with lock:
                 if injection is None:
                     outcome.missed.append(fault.name)
@@ -212,33 +211,6 @@ def _once(scene: Scene, fault: Fault) -> Injection | None:
     except Exception as error:
         scene.ledger.blame(f"while {fault.name!r} was injected: {type(error).__name__}: {error}")
         return None
-
-
-class _Crossing:
-    """Many may pass at once, or one alone."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._inside, self._alone = 0, False
-
-    def of(self, alone: bool) -> "_Pass":
-        return _Pass(self, alone)
-
-
-class _Pass:
-    def __init__(self, crossing: _Crossing, alone: bool) -> None:
-        self._crossing, self._wants = crossing, alone
-
-    def __enter__(self) -> None:
-        crossing = self._crossing
-        with crossing._free:
-            crossing._free.wait_for(lambda: not crossing._alone and (not self._wants or crossing._inside == 0))
-            crossing._inside, crossing._alone = crossing._inside + 1, self._wants
-
-    def __exit__(self, *_: object) -> None:
-        with self._crossing._free:
-            self._crossing._inside, self._crossing._alone = self._crossing._inside - 1, False
-            self._crossing._free.notify_all()
 
 
 def _let_finish(scene: Scene) -> None:

@@ -22,6 +22,7 @@ from storage.tables import Job as JobRow
 from tests.storage.model import CHANGES, MAX_FAILURES, READS, SERVES, TERMINAL, Job
 
 LONG = 3600.0
+REST = 200.0
 Rows = dict[str, list[Row[Any]]]
 
 
@@ -32,7 +33,7 @@ class Store:
         self.database, self.doorbell = database, Doorbell(settings)
         self.settings = settings.model_copy(
             update={
-                "max_failures": MAX_FAILURES, "retry_backoff_seconds": LONG, "lease_seconds": LONG,
+                "max_failures": MAX_FAILURES, "retry_backoff_seconds": REST, "lease_seconds": LONG,
                 "sweep_grace_seconds": 0.0, "keep_checkpoints_days": -1.0,
             }
         )  # fmt: skip
@@ -164,7 +165,7 @@ class Store:
     def release(self, fence: tuple[str, int]) -> None:
         error = {"code": "crashed", "kind": "system", "message": "it did"}
         with self.database.write() as session:
-            attempts.release(session, Fence(*fence), error, max_failures=MAX_FAILURES, backoff_seconds=LONG)
+            attempts.release(session, Fence(*fence), error, max_failures=MAX_FAILURES, backoff_seconds=REST)
 
     def expire_lease(self, job_id: str) -> None:
         began = select(Attempt.started_at).where(Attempt.job_id == job_id, Attempt.number == JobRow.attempt)
@@ -199,7 +200,7 @@ def look(rows: Rows) -> dict[str, Job]:
             teacher=row.spec["teachers"][0].get("weights", {}).get("job"), status=row.status, request=row.request,
             attempt=row.attempt, failures=row.failures, worker=row.worker_id,
             expired=row.status == "running" and row.lease_expires_at < row.started_at + LONG / 2,
-            resting=row.status == "queued" and row.available_at > row.updated_at + LONG / 2,
+            resting=row.status == "queued" and row.available_at > row.updated_at + REST / 2,
             choices=row.choices, result=row.result, error=row.error and row.error["code"],
         )
         for row in rows["jobs"]
@@ -219,6 +220,18 @@ def look(rows: Rows) -> dict[str, Job]:
     for row in rows["artifacts"]:
         jobs[row.job_id].artifacts.append(row.name)
     return jobs
+
+
+def differences(model: dict[str, Job], found: dict[str, Job]) -> dict[str, Any]:
+    """By job, and within it by field: what the model has and what was found."""
+    apart = {job_id: (model.get(job_id), found.get(job_id)) for job_id in model.keys() | found.keys()}
+    return {
+        job_id: {name: (value, vars(is_)[name]) for name, value in vars(was).items() if value != vars(is_)[name]}
+        if was and is_
+        else (was, is_)
+        for job_id, (was, is_) in apart.items()
+        if was != is_
+    }
 
 
 def check_rows(rows: Rows, home: Path) -> None:
