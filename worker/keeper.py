@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import psutil
 import structlog
 from sqlalchemy.exc import ProgrammingError
 
@@ -20,6 +21,9 @@ from worker.identity import drain_flag
 from worker.ledger import AWAY, held_by
 
 TICK_SECONDS = 0.1
+OVERDUE_SECONDS = 2.5
+"""What a worker gets beyond `drain_seconds` for everything else: then it ends, whatever hangs."""
+EXIT_OVERDUE = 1
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +39,8 @@ class Keeper:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._said_draining = False
+        self._asked_to_drain = False
+        self._gone = threading.Event()
         self.schema_changed = False
         """Whether that is why the worker ends."""
         self._next_beat = self._next_reconcile = 0.0
@@ -44,12 +50,28 @@ class Keeper:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._bound_drain, name="drain", daemon=True).start()
         for device in {"auto", self._card.device} - {"cpu"}:
             self._doorbell.ring(device)
 
     def drain(self) -> None:
         """Called by a signal handler: no locks, no database."""
+        self._asked_to_drain = True
         self._flag.touch()
+
+    def _bound_drain(self) -> None:
+        """A database that neither answers nor refuses must not keep a worker that is to end: its lease runs out."""
+        while not self._asked_to_drain:
+            if self._gone.wait(TICK_SECONDS):
+                return
+        if self._gone.wait(self._settings.drain_seconds + OVERDUE_SECONDS):
+            return
+        log.warning("drain_overdue")
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._flag.unlink(missing_ok=True)
+        os._exit(EXIT_OVERDUE)
 
     def stop(self) -> None:
         """Take the worker's row away; Celery and its child are gone. What that was made to drop is given back."""
@@ -66,6 +88,7 @@ class Keeper:
         except (*AWAY, ProgrammingError) as error:  # the latter where the tables are another version's by now
             log.warning("left_without_a_word", error=type(error).__name__)  # a silent worker's row is forgotten
         self._database.close()
+        self._gone.set()
 
     def _run(self) -> None:
         structlog.contextvars.bind_contextvars(worker_id=self._card.id)

@@ -93,7 +93,7 @@ SITUATIONS = {  # how a new job gets there
     "lost": "submit claim record_checkpoint expire_lease",
     "lost and to be paused": "submit claim pause expire_lease",
     "queued": "submit",
-    "two queued": "submit submit",
+    "four queued": "submit submit submit submit",
     "two queued while one runs": "submit claim submit submit",
     "queued again": "submit claim record_checkpoint release",
     "paused": "submit pause",
@@ -102,8 +102,8 @@ SITUATIONS = {  # how a new job gets there
     "succeeded": "submit claim record_checkpoint succeed",
 }
 RACES = {  # what is known to meet, and in which situations
-    "queued, two queued, paused": [
-        "claim claim", "claim claim claim", "claim cancel", "claim pause", "claim resume", "claim reconcile",
+    "queued, four queued, paused": [
+        "claim claim", "claim claim claim claim", "claim cancel", "claim pause", "claim resume", "claim reconcile",
         "claim submit", "pause cancel", "pause resume", "submit submit", "submit submit submit",
     ],
     "running, running for the last time, to be paused, to be cancelled": [
@@ -118,8 +118,9 @@ RACES = {  # what is known to meet, and in which situations
     ],
     "failed, cancelled, succeeded": [
         "retry remove", "retry claim", "retry sweep", "retry retry", "remove remove", "remove sweep", "sweep sweep",
-        "submit sweep", "submit submit", "submit remove", "submit cancel remove", "retry claim record_checkpoint sweep",
+        "submit submit", "submit remove", "submit cancel remove", "retry claim record_checkpoint sweep",
     ],
+    "succeeded": ["submit sweep"] * 6,  # they seldom meet
 }  # fmt: skip
 
 
@@ -160,7 +161,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def put(self, situation: str | None) -> str:
         """The id of a new job in this situation, which all further calls are of; without one of any jobs."""
-        job_id, owners, priority = "", iter(("alice", "alice", "bob")), 10 + self.number
+        job_id, owners, priority = "", iter(("alice", "alice", "bob", "alice")), 10 + self.number
         for name in SITUATIONS[situation].split() if situation else ():
             args = dict.fromkeys(ARGUMENTS[name]) | USUAL.get(name, {})
             if name == "submit":  # the next claim takes this job

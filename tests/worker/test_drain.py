@@ -1,0 +1,51 @@
+"""A worker that is told to end, while its database neither answers nor refuses."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from storage import schema
+from storage.database import Database
+from tests.conftest import OpenSettings
+from tests.faults.proxy import Proxy
+from worker.keeper import OVERDUE_SECONDS
+
+from .conftest import ENDLESS, Rig
+
+
+@pytest.fixture
+def cut_off(open_settings: OpenSettings, tmp_path: Path) -> Iterator[tuple[Rig, Proxy]]:
+    """A rig whose workers reach PostgreSQL through a proxy; the test itself does not need it."""
+    with open_settings("deployed", tmp_path) as settings:
+        address = make_url(settings.database)
+        database = Database(settings.database)
+        schema.ensure(database)
+        with Proxy(address.host or "127.0.0.1", address.port or 5432) as proxy:
+            through = SecretStr(proxy.url(settings.database))
+            values = {"database_url": through, "device": "cpu", "heartbeat_seconds": 0.5, "drain_seconds": 3.0}
+            rig = Rig(settings.model_copy(update=values | {"warm_spare": False}), database)
+            try:
+                yield rig, proxy
+            finally:
+                proxy.heal()
+                rig.close()
+                database.close()
+
+
+def test_a_database_that_hangs_does_not_keep_a_worker_that_is_to_end(cut_off: tuple[Rig, Proxy]) -> None:
+    """It stayed for as long as the connection's own time limits let it: half a minute and more."""
+    rig, proxy = cut_off
+    worker = rig.start()
+    job_id = rig.submit(ENDLESS)
+    rig.until_training(job_id)
+    proxy.half_open(60.0)
+    began = time.monotonic()
+    worker.terminate()
+    worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + 5)
+    assert time.monotonic() - began < rig.settings.drain_seconds + OVERDUE_SECONDS + 2
+    rig.nothing_left(5)
+    assert rig.job(job_id).status == "running"  # until its lease runs out
