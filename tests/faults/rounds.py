@@ -32,12 +32,12 @@ KINDS = (fault_processes, fault_moments, fault_servers, fault_storage, fault_peo
 """Imported so that their faults are in the list."""
 CUSTOMERS = {"deployed": 7, "embedded": 4}
 CALM_CUSTOMERS = 2
-LANES = 8
+LANES = 6
 """How many faults may happen at once."""
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
-    "device": "cpu", "lease_seconds": 3.0, "heartbeat_seconds": 0.5, "stall_seconds": 15.0, "reconcile_seconds": 1.0,
+    "device": "cpu", "lease_seconds": 5.0, "heartbeat_seconds": 0.7, "stall_seconds": 15.0, "reconcile_seconds": 1.0,
     "poll_seconds": 0.2, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
     "max_failures": 60, "drain_seconds": 7.0,
     "sweep_seconds": 2.0, "sweep_grace_seconds": 60.0, "min_free_bytes": 0, "allow_download": False,

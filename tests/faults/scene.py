@@ -23,7 +23,7 @@ from tests.faults.servers import Postgres, Redis
 from tests.faults.service import Service, WorkerTree, worker_tree
 
 VICTIM_SECONDS = 10.0
-SPRING_SECONDS = 15.0
+SPRING_SECONDS = 40.0
 RUNNING = text("""
     SELECT jobs.id AS job, jobs.attempt AS attempt, workers.pid AS pid, jobs.name AS name, jobs.stage AS stage
     FROM jobs JOIN workers ON workers.id = jobs.worker_id

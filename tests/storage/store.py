@@ -57,7 +57,7 @@ class Store:
 
     def _hesitate(self, *_: object) -> None:
         if self._chance is not None:
-            time.sleep(self._chance.choice((0.0, 0.0, 0.001, 0.003)))
+            time.sleep(self._chance.choice((0.0, 0.0, 0.0, 0.01)))
 
     def do(self, name: str, args: dict[str, Any]) -> Any:
         try:
