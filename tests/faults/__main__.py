@@ -22,7 +22,7 @@ MUTATIONS = {
     "no_takeover": ("worker killed", 2),
 }
 """Of the house, each with a fault that must bring it to light, and how often."""
-HONEST_PATIENCE = 60.0
+HONEST_PATIENCE = 120.0
 POINTS = 500
 """The service's default `metric_points`."""
 
@@ -64,7 +64,7 @@ def _show_honesty(undisturbed: dict[str, Undisturbed]) -> int:
             for broken in (None, mutation):
                 outcome = play(
                     "deployed", seed, [FAULTS[name]] * times, undisturbed, servers,
-                    mutation=broken, patience=HONEST_PATIENCE, tell=lambda line: None,
+                    mutation=broken, patience=HONEST_PATIENCE, lanes=1, tell=lambda line: None,
                 )  # fmt: skip
                 found = outcome.violations
                 print(f"{name!r} x {times}, {broken or 'the house as it is'}: {len(found)} violations", flush=True)

@@ -33,7 +33,6 @@ KINDS = (fault_processes, fault_moments, fault_servers, fault_storage, fault_peo
 CUSTOMERS = {"deployed": 7, "embedded": 4}
 CALM_CUSTOMERS = 2
 LANES = 6
-"""How many faults may happen at once."""
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
@@ -88,13 +87,17 @@ def play(
     keep: bool = False,
     patience: float = PATIENCE_SECONDS,
     calm: bool = False,
+    lanes: int = LANES,
+    customers: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> Outcome:
     """Play one round.
 
     Args:
-        faults: to inject, in this order, `LANES` at a time.
+        faults: to inject, in this order.
         keep: whether the round's folder stays.
+        lanes: how many faults may happen at once.
+        customers: how many users there are at once.
         calm: one fault after the other, few jobs, and a warm spare, as where a service has its machines to itself.
     """
     outcome = Outcome(form, seed)
@@ -104,7 +107,8 @@ def play(
         if not keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         scene = _build(stack, form, seed, folder, servers, mutation, patience, calm)
-        _run(scene, faults, outcome, tell, calm)
+        many = customers or (CALM_CUSTOMERS if calm else CUSTOMERS[form])
+        _run(scene, faults, outcome, tell, calm, 1 if calm else lanes, many)
         left = scene.service.stop()
         outcome.violations += [f"did not end: {line}" for line in left]
         checker = Checker(
@@ -157,13 +161,21 @@ def _build(
     )  # fmt: skip
 
 
-def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool) -> None:
+def _run(
+    scene: Scene,
+    faults: list[Fault],
+    outcome: Outcome,
+    tell: Callable[[str], None],
+    calm: bool,
+    lanes: int,
+    many: int,
+) -> None:
     scene.service.start()
     over = threading.Event()
-    customers = [Customer(number, scene.new_client(), over) for number in range(CUSTOMERS[scene.form])]
+    customers = [Customer(number, scene.new_client(), over) for number in range(many)]
     for customer in customers:
         customer.start()
-    injected = _inject(scene, faults, outcome, tell, calm)
+    injected = _inject(scene, faults, outcome, tell, calm, lanes)
     scene.over.set()
     over.set()
     for customer in customers:
@@ -175,7 +187,7 @@ def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[st
 
 
 def _inject(
-    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool
+    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool, lanes: int
 ) -> list[tuple[Fault, Injection]]:
     todo, injected = list(faults), []
     lock = threading.Lock()
@@ -195,9 +207,7 @@ def _inject(
                     injected.append((fault, injection))
                     tell(f"  {len(injected):3d} {fault.name}")
 
-    lanes = [
-        threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(1 if calm else LANES)
-    ]
+    lanes = [threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(lanes)]
     for thread in lanes:
         thread.start()
     for thread in lanes:

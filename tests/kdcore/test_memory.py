@@ -208,7 +208,7 @@ def test_the_batch_size_that_is_named_fits_under_the_same_limit(tmp_path: Path) 
         (tmp_path / "job.yaml").write_text(json.dumps(spec))
         command = [str(tmp_path / "job.yaml"), "--out", str(tmp_path / f"out-{batch_size}"), "--device", "cpu"]
         return subprocess.run(
-            [sys.executable, "-c", LIMITED, "1500", *command],
+            [sys.executable, "-c", LIMITED, "1250", *command],
             capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 

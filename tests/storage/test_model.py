@@ -285,7 +285,9 @@ def choose(names: str, chance: random.Random) -> list[Any]:
 def every(name: str, chance: random.Random) -> Iterator[Any]:
     """The call with each value that one of its arguments may have, the others by chance."""
     for argument, options in ARGUMENTS[name].items():
-        for value in options if argument not in ("fence", "job_id", "stranger", "teacher") else ():
+        for value in (
+            options if argument in ("worker", "points", "choices", "id", "done", "artifacts", "reason", "by") else ()
+        ):
             yield name, choose(name, chance)[0][1] | {argument: value}
 
 
