@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.faults.fault import FAULTS, Fault
 from tests.faults.jobs import SPECS, Undisturbed, run_undisturbed, taught
-from tests.faults.rounds import Outcome, Servers, choose, play
+from tests.faults.rounds import CALM, Outcome, Pressure, Servers, choose, play
 from tests.faults.servers import Postgres, Redis
 from tests.faults.table import render
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"round {number} ({options.form}): {len(chosen)} faults, seed {seed}", flush=True)
             outcome = play(
                 options.form, seed, chosen, undisturbed, servers,
-                mutation=options.mutate, keep=options.keep, calm=options.calm, tell=tell,
+                mutation=options.mutate, keep=options.keep, pressure=CALM if options.calm else None, tell=tell,
             )  # fmt: skip
             outcomes.append(outcome)
             _report(outcome, options, number)
@@ -64,7 +64,7 @@ def _show_honesty(undisturbed: dict[str, Undisturbed]) -> int:
             for broken in (None, mutation):
                 outcome = play(
                     "deployed", seed, [FAULTS[name]] * times, undisturbed, servers,
-                    mutation=broken, patience=HONEST_PATIENCE, lanes=1, tell=lambda line: None,
+                    mutation=broken, patience=HONEST_PATIENCE, pressure=Pressure(1, 4), tell=lambda line: None,
                 )  # fmt: skip
                 found = outcome.violations
                 print(f"{name!r} x {times}, {broken or 'the house as it is'}: {len(found)} violations", flush=True)

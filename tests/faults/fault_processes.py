@@ -9,7 +9,6 @@ import psutil
 from tests.faults.fault import BOTH, Fault, Inject, add, fault
 from tests.faults.scene import Injection, Scene, Victim, send, wake
 
-DEPLOYED = ("deployed",)
 GROUP = "processes"
 
 
@@ -47,27 +46,31 @@ def worker_drained(scene: Scene) -> Injection | None:
     took = time.time() - asked.at
     if not gone or took > DRAINED_SECONDS:
         scene.ledger.blame(f"a drained worker (of {victim.job}) was there {took:.1f} s after SIGTERM")
-    scene.drains.append((victim.job, victim.attempt, took))
+    scene.drained.append((victim.job, victim.attempt))
     return asked
 
 
-def _api(scene: Scene, number: int) -> Injection | None:
-    names = [name for name in scene.service.members if name.startswith("api")]
-    member = scene.service.members[scene.rng.choice(names)]
-    if member.pid is None:
-        return None
-    member.process.send_signal(number)
-    return scene.done()
+def _member(prefix: str, number: int) -> Inject:
+    """A signal to one of the processes that the suite's init keeps alive."""
+
+    def inject(scene: Scene) -> Injection | None:
+        names = [name for name in scene.service.members if name.startswith(prefix)]
+        member = scene.service.members[scene.rng.choice(names)]
+        if member.pid is None:
+            return None
+        member.process.send_signal(number)
+        return scene.done()
+
+    return inject
 
 
-@fault("API killed", GROUP, DEPLOYED)
-def api_killed(scene: Scene) -> Injection | None:
-    return _api(scene, signal.SIGKILL)
-
-
-@fault("API terminated", GROUP, DEPLOYED)
-def api_terminated(scene: Scene) -> Injection | None:
-    return _api(scene, signal.SIGTERM)
+for name, form, prefix, number in (
+    ("API killed", "deployed", "api", signal.SIGKILL),
+    ("API terminated", "deployed", "api", signal.SIGTERM),
+    ("launcher killed", "embedded", "serve", signal.SIGKILL),
+    ("launcher terminated", "embedded", "serve", signal.SIGTERM),
+):
+    add(Fault(name, GROUP, (form,), _member(prefix, number)))
 
 
 @fault("API killed under the launcher", GROUP, ("embedded",))
@@ -77,24 +80,6 @@ def embedded_api_killed(scene: Scene) -> Injection | None:
         if "distillery" in line and "api" in line and send(process, signal.SIGKILL):
             return scene.done()
     return None
-
-
-@fault("launcher killed", GROUP, ("embedded",))
-def launcher_killed(scene: Scene) -> Injection | None:
-    member = scene.service.members["serve"]
-    if member.pid is None:
-        return None
-    member.process.kill()
-    return scene.done()
-
-
-@fault("launcher terminated", GROUP, ("embedded",))
-def launcher_terminated(scene: Scene) -> Injection | None:
-    member = scene.service.members["serve"]
-    if member.pid is None:
-        return None
-    member.process.terminate()
-    return scene.done()
 
 
 @fault("reconciler killed", GROUP)

@@ -31,48 +31,62 @@ for name, (action, argument) in MESSAGES.items():
     add(Fault(name, BROKER, (*DEPLOYED, *EMBEDDED), _message(action, argument)))
 
 
-@fault("Redis killed and started empty", BROKER, DEPLOYED)
-def redis_emptied(scene: Scene) -> Injection | None:
-    since = time.time()
-    with scene.redis.lock:
-        scene.redis.kill()
-        time.sleep(scene.rng.uniform(0, 2))
-        scene.redis.start()
-    return scene.done(since=since)
+def _down(server: str, seconds: tuple[float, float]) -> Inject:
+    """Killed, and started again a while later: Redis forgets everything, PostgreSQL nothing."""
+
+    def inject(scene: Scene) -> Injection | None:
+        since, one = time.time(), getattr(scene, server)
+        with one.lock:
+            one.kill()
+            time.sleep(scene.rng.uniform(*seconds))
+            one.start()
+        return scene.done(since=since)
+
+    return inject
 
 
-@fault("Redis frozen", BROKER, DEPLOYED)
-def redis_frozen(scene: Scene) -> Injection | None:
-    since = time.time()
-    with scene.redis.lock:
-        scene.redis.freeze()
-        time.sleep(scene.rng.uniform(1, 4))
-        scene.redis.thaw()
-    return scene.done(since=since)
+def _frozen(server: str, seconds: tuple[float, float]) -> Inject:
+    def inject(scene: Scene) -> Injection | None:
+        since = time.time()
+        getattr(scene, server).freeze(scene.rng.uniform(*seconds))
+        return scene.done(since=since)
+
+    return inject
 
 
-@fault("connections to Redis cut", BROKER, DEPLOYED)
-def redis_cut(scene: Scene) -> Injection | None:
-    scene.redis_proxy.cut(scene.rng.choice((0.3, 1.0)))
-    return scene.done()
+def _cut(proxy: str) -> Inject:
+    def inject(scene: Scene) -> Injection | None:
+        getattr(scene, proxy).cut(scene.rng.choice((0.3, 1.0)))
+        return scene.done()
+
+    return inject
 
 
-@fault("connections to Redis half open", BROKER, DEPLOYED)
-def redis_half_open(scene: Scene) -> Injection | None:
-    since = time.time()
-    seconds = scene.rng.uniform(1, 4)
-    scene.redis_proxy.half_open(seconds)
-    time.sleep(seconds)
-    return scene.done(since=since)
+def _through(proxy: str, method: str, seconds: tuple[float, float]) -> Inject:
+    """What a proxy does for a while."""
+
+    def inject(scene: Scene) -> Injection | None:
+        since, duration = time.time(), scene.rng.uniform(*seconds)
+        getattr(getattr(scene, proxy), method)(duration)
+        time.sleep(duration)
+        return scene.done(since=since)
+
+    return inject
 
 
-@fault("Redis out of reach", BROKER, DEPLOYED)
-def redis_refused(scene: Scene) -> Injection | None:
-    since = time.time()
-    seconds = scene.rng.uniform(1, 3)
-    scene.redis_proxy.refuse(seconds)
-    time.sleep(seconds)
-    return scene.done(since=since)
+for name, group, inject in (
+    ("Redis killed and started empty", BROKER, _down("redis", (0, 2))),
+    ("Redis frozen", BROKER, _frozen("redis", (1, 4))),
+    ("connections to Redis cut", BROKER, _cut("redis_proxy")),
+    ("connections to Redis half open", BROKER, _through("redis_proxy", "half_open", (1, 4))),
+    ("Redis out of reach", BROKER, _through("redis_proxy", "refuse", (1, 3))),
+    ("PostgreSQL killed and started", DATABASE, _down("postgres", (0, 2))),
+    ("PostgreSQL frozen", DATABASE, _frozen("postgres", (0.5, 1.5))),
+    ("connections to PostgreSQL cut", DATABASE, _cut("postgres_proxy")),
+    ("connections to PostgreSQL half open", DATABASE, _through("postgres_proxy", "half_open", (0.5, 2))),
+    ("PostgreSQL out of reach", DATABASE, _through("postgres_proxy", "refuse", (0.5, 2))),
+):
+    add(Fault(name, group, DEPLOYED, inject))
 
 
 @fault("the broker's folder emptied", BROKER, EMBEDDED)
@@ -103,56 +117,12 @@ def postgres_restarted(scene: Scene) -> Injection | None:
     return scene.done(since=since)
 
 
-@fault("PostgreSQL killed and started", DATABASE, DEPLOYED)
-def postgres_killed(scene: Scene) -> Injection | None:
-    since = time.time()
-    with scene.postgres.lock:
-        scene.postgres.kill()
-        time.sleep(scene.rng.uniform(0, 2))
-        scene.postgres.start()
-    return scene.done(since=since)
-
-
-@fault("PostgreSQL frozen", DATABASE, DEPLOYED)
-def postgres_frozen(scene: Scene) -> Injection | None:
-    since = time.time()
-    with scene.postgres.lock:
-        scene.postgres.freeze()
-        time.sleep(scene.rng.uniform(0.5, 1.5))
-        scene.postgres.thaw()
-    return scene.done(since=since)
-
-
-@fault("connections to PostgreSQL cut", DATABASE, DEPLOYED)
-def postgres_cut(scene: Scene) -> Injection | None:
-    scene.postgres_proxy.cut(scene.rng.choice((0.3, 1.0)))
-    return scene.done()
-
-
 @fault("connections ended by PostgreSQL", DATABASE, DEPLOYED)
 def postgres_terminates(scene: Scene) -> Injection | None:
     with contextlib.suppress(Exception):  # it may be down just now
         scene.postgres.cut_connections(scene.postgres_name, scene.rng.choice((0.3, 1.0)), scene.rng)
         return scene.done()
     return None
-
-
-@fault("connections to PostgreSQL half open", DATABASE, DEPLOYED)
-def postgres_half_open(scene: Scene) -> Injection | None:
-    since = time.time()
-    seconds = scene.rng.uniform(0.5, 2)
-    scene.postgres_proxy.half_open(seconds)
-    time.sleep(seconds)
-    return scene.done(since=since)
-
-
-@fault("PostgreSQL out of reach", DATABASE, DEPLOYED)
-def postgres_refused(scene: Scene) -> Injection | None:
-    since = time.time()
-    seconds = scene.rng.uniform(0.5, 2)
-    scene.postgres_proxy.refuse(seconds)
-    time.sleep(seconds)
-    return scene.done(since=since)
 
 
 @fault("PostgreSQL slow to answer", DATABASE, DEPLOYED)

@@ -30,9 +30,28 @@ from tests.faults.service import Service
 
 KINDS = (fault_processes, fault_moments, fault_servers, fault_storage, fault_people)
 """Imported so that their faults are in the list."""
-CUSTOMERS = {"deployed": 7, "embedded": 4}
-CALM_CUSTOMERS = 2
-LANES = 6
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """How hard a round presses.
+
+    Args:
+        lanes: how many faults may happen at once.
+        customers: how many users there are at once.
+        pause: between two faults of a lane, at random, from and to so many seconds.
+        warm_spare: whether the workers keep one.
+    """
+
+    lanes: int
+    customers: int
+    pause: tuple[float, float] = (0.0, 0.6)
+    warm_spare: bool = False
+
+
+STORM = {"deployed": Pressure(6, 7), "embedded": Pressure(6, 4)}
+CALM = Pressure(1, 2, (4.0, 9.0), warm_spare=True)
+"""As where a service has its machines to itself."""
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
@@ -86,9 +105,7 @@ def play(
     mutation: str | None = None,
     keep: bool = False,
     patience: float = PATIENCE_SECONDS,
-    calm: bool = False,
-    lanes: int = LANES,
-    customers: int | None = None,
+    pressure: Pressure | None = None,
     tell: Callable[[str], None] = print,
 ) -> Outcome:
     """Play one round.
@@ -96,24 +113,21 @@ def play(
     Args:
         faults: to inject, in this order.
         keep: whether the round's folder stays.
-        lanes: how many faults may happen at once.
-        customers: how many users there are at once.
-        calm: one fault after the other, few jobs, and a warm spare, as where a service has its machines to itself.
+        pressure: the form's storm where left out.
     """
-    outcome = Outcome(form, seed)
+    outcome, pressure = Outcome(form, seed), pressure or STORM[form]
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{form}-{seed}-"))
     with ExitStack() as stack:
         if not keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        scene = _build(stack, form, seed, folder, servers, mutation, patience, calm)
-        many = customers or (CALM_CUSTOMERS if calm else CUSTOMERS[form])
-        _run(scene, faults, outcome, tell, calm, 1 if calm else lanes, many)
+        scene = _build(stack, form, seed, folder, servers, mutation, patience, pressure.warm_spare)
+        _run(scene, faults, outcome, tell, pressure)
         left = scene.service.stop()
         outcome.violations += [f"did not end: {line}" for line in left]
         checker = Checker(
             scene.database, scene.settings, scene.ledger, undisturbed, scene.expected_failures, POISON_FAILURES,
-            [(job, attempt) for job, attempt, _ in scene.drains],
+            scene.drained,
         )  # fmt: skip
         outcome.violations += checker.violations()
         outcome.jobs = len({id for entry in scene.ledger.entries for id in entry.job_ids})
@@ -131,9 +145,9 @@ def _build(
     servers: Servers | None,
     mutation: str | None,
     patience: float,
-    calm: bool,
+    warm_spare: bool,
 ) -> Scene:
-    values = VALUES | {"home": folder / "home", "data": folder / "data", "warm_spare": calm}
+    values = VALUES | {"home": folder / "home", "data": folder / "data", "warm_spare": warm_spare}
     proxies: dict[str, Proxy] = {}
     name = f"round_{seed}"
     direct: str | None = None
@@ -161,21 +175,13 @@ def _build(
     )  # fmt: skip
 
 
-def _run(
-    scene: Scene,
-    faults: list[Fault],
-    outcome: Outcome,
-    tell: Callable[[str], None],
-    calm: bool,
-    lanes: int,
-    many: int,
-) -> None:
+def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], pressure: Pressure) -> None:
     scene.service.start()
     over = threading.Event()
-    customers = [Customer(number, scene.new_client(), over) for number in range(many)]
+    customers = [Customer(number, scene.new_client(), over) for number in range(pressure.customers)]
     for customer in customers:
         customer.start()
-    injected = _inject(scene, faults, outcome, tell, calm, lanes)
+    injected = _inject(scene, faults, outcome, tell, pressure)
     scene.over.set()
     over.set()
     for customer in customers:
@@ -187,7 +193,7 @@ def _run(
 
 
 def _inject(
-    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], calm: bool, lanes: int
+    scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], pressure: Pressure
 ) -> list[tuple[Fault, Injection]]:
     todo, injected = list(faults), []
     lock = threading.Lock()
@@ -198,7 +204,7 @@ def _inject(
                 if not todo:
                     return
                 fault = todo.pop(0)
-            time.sleep(rng.uniform(4.0, 9.0) if calm else rng.uniform(0.0, 0.6))
+            time.sleep(rng.uniform(*pressure.pause))
             injection = _once(scene, fault)
             with lock:
                 if injection is None:
@@ -207,7 +213,7 @@ def _inject(
                     injected.append((fault, injection))
                     tell(f"  {len(injected):3d} {fault.name}")
 
-    lanes = [threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(lanes)]
+    lanes = [threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(pressure.lanes)]
     for thread in lanes:
         thread.start()
     for thread in lanes:

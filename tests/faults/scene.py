@@ -78,8 +78,8 @@ class Scene:
     locks: dict[str, threading.Lock] = field(default_factory=dict)
     expected_failures: dict[str, str] = field(default_factory=dict)
     """Jobs that may fail, each with its error's code."""
-    drains: list[tuple[str, int, float]] = field(default_factory=list)
-    """Jobs and attempts whose workers were drained, and how long those took to go."""
+    drained: list[tuple[str, int]] = field(default_factory=list)
+    """Jobs and attempts whose workers were told to end."""
     over: threading.Event = field(default_factory=threading.Event)
     """The round injects no more."""
 

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.__main__ import reference, servers_for
 from tests.faults.fault import FAULTS
 from tests.faults.jobs import Undisturbed
-from tests.faults.rounds import Outcome, Recovery, Servers, choose, play
+from tests.faults.rounds import Outcome, Pressure, Recovery, Servers, choose, play
 from tests.faults.servers import MissingServer
 from tests.faults.table import render
 
@@ -61,7 +61,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.mark.timeout(600)
 def test_a_deployed_round(undisturbed: dict[str, Undisturbed], servers: Servers) -> None:
-    outcome = play("deployed", 1, [FAULTS[name] for name in DEPLOYED], undisturbed, servers, lanes=2, customers=3)
+    outcome = play("deployed", 1, [FAULTS[name] for name in DEPLOYED], undisturbed, servers, pressure=Pressure(2, 3))
     assert outcome.violations == [], outcome.tail
     assert len(outcome.recoveries) >= len(DEPLOYED) - 3, f"no occasion for {outcome.missed}"
     assert outcome.jobs >= 4
@@ -69,7 +69,7 @@ def test_a_deployed_round(undisturbed: dict[str, Undisturbed], servers: Servers)
 
 @pytest.mark.timeout(600)
 def test_an_embedded_round(undisturbed: dict[str, Undisturbed]) -> None:
-    outcome = play("embedded", 2, [FAULTS[name] for name in EMBEDDED], undisturbed, None, lanes=2, customers=2)
+    outcome = play("embedded", 2, [FAULTS[name] for name in EMBEDDED], undisturbed, None, pressure=Pressure(2, 2))
     assert outcome.violations == [], outcome.tail
     assert len(outcome.recoveries) >= len(EMBEDDED) - 2, f"no occasion for {outcome.missed}"
 
