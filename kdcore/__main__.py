@@ -17,7 +17,7 @@ from kdcore.errors import TrainingError
 from kdcore.job import choose_here
 from kdcore.report import table
 from kdcore.reporter import Interrupted, PrintReporter, Request, SavedCheckpoint
-from kdcore.spec import parse_spec
+from kdcore.spec import JobSpec, JobWeights, parse_spec
 from kdcore.train import run
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reporter=reporter,
             choices=choices,
             resume=options.resume,
-            teacher_weights=options.teacher_weights,
+            teacher_weights=_given(spec, options.teacher_weights or []),
             download=not options.no_download,
         )
     except SpecError as error:
@@ -89,6 +89,12 @@ def _say_how_to_go_on(reporter: TerminalReporter) -> None:
         print(f"go on from the last checkpoint with --resume {reporter.last}", file=sys.stderr)
 
 
+def _given(spec: JobSpec, files: list[Path]) -> dict[int, Path]:
+    """The files by the place of the teacher that each is for."""
+    wanting = [index for index, teacher in enumerate(spec.teachers) if isinstance(teacher.weights, JobWeights)]
+    return dict(zip(wanting, files, strict=False))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kdcore", description="Train a student by distillation.")
     parser.add_argument("spec", type=Path, help="the job, as YAML or JSON")
@@ -101,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", type=Path, help="go on from a checkpoint of this job")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="instead of the spec's")
-    parser.add_argument("--teacher-weights", type=Path, help="for a teacher whose weights are another job's")
+    parser.add_argument(
+        "--teacher-weights",
+        type=Path,
+        action="append",
+        help="for a teacher whose weights are another job's; once for each, in order",
+    )
     parser.add_argument("--no-download", action="store_true", help="fail where data is missing")
     return parser
 

@@ -20,7 +20,7 @@ one sample through onnxruntime on one thread of `{cpu}`. Expected calibration er
 ## What it is
 
 - Data: `{data}` ({data_digest}), classes: {classes}.
-- Teacher: `{teacher}`{origin}.
+{teachers}
 - Student: `{student}`.
 - Input: float32 in [0, 1], shape (batch, {shape}); a stored value v is v / {scale:g}. Output: logits, (batch, {count}).
 - Spec `{spec_digest}`, seed {seed}. `model.json` says the rest, `result.json` holds every number.
@@ -101,8 +101,7 @@ def model_card(result: Mapping[str, Any], model: Mapping[str, Any], code: str) -
         data=made["data"]["type"],
         data_digest=made["data_digest"],
         classes=", ".join(model["classes"]),
-        teacher=_config(made["teacher"]["model"]),
-        origin=_origin(made["teacher"]["weights"]),
+        teachers="\n".join(map(_teacher, made["teachers"])),
         student=_config(model["architecture"]),
         scale=model["preprocessing"]["scale"],
         count=len(model["classes"]),
@@ -152,6 +151,10 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
         f" McNemar's test ({test['method']}): {test['only_student_right']} samples only the distilled student has"
         f" right, {test['only_baseline_right']} only the other, p = {test['p']:.2g}.\n"
     )
+
+
+def _teacher(teacher: Mapping[str, Any]) -> str:
+    return f"- Teacher: `{_config(teacher['model'])}`{_origin(teacher['weights'])}."
 
 
 def _origin(weights: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from kdcore import export
 from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
 from kdcore.inputs import Classifier, Normalise
-from kdcore.job import TEACHER, Job, view_shapes
+from kdcore.job import Job, teacher_name, view_shapes
 from kdcore.latency import measure_latency
 from kdcore.plain import plain_function
 from kdcore.report import build_result
@@ -26,7 +26,8 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     Returns:
         The result document.
     """
-    names = [name for name in (TEACHER, "baseline", "student") if name in job.state.models]
+    taught = [teacher_name(index) for index in range(len(job.spec.teachers))]
+    names = [name for name in (*taught, "baseline", "student") if name in job.state.models]
     logits = {name: job.predict(job.finished(name), "test") for name in names}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,9 @@ def write_models(job: Job, out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
     export.save_weights(out / "student.safetensors", models["student"])
     if "baseline" in models:
         export.save_weights(out / "baseline.safetensors", models["baseline"])
-    if job.spec.teachers[0].train is not None:
-        export.save_weights(out / f"{TEACHER}.safetensors", models[TEACHER])
+    for index, teacher in enumerate(job.spec.teachers):
+        if teacher.train is not None:
+            export.save_weights(out / f"{teacher_name(index)}.safetensors", models[teacher_name(index)])
 
     job.session.poll()
     student = classifier(job, "student")
@@ -64,11 +66,12 @@ def write_models(job: Job, out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
     export.check(student, program, out / "student.onnx", shape)
     speeds = {"student": measure_latency(out / "student.onnx", shape)}
 
-    job.session.poll()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "teacher.onnx"
-        export.save_onnx(export.trace(classifier(job, TEACHER), shape), path)
-        speeds[TEACHER] = measure_latency(path, shape)
+    for index in range(len(job.spec.teachers)):
+        job.session.poll()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "teacher.onnx"
+            export.save_onnx(export.trace(classifier(job, teacher_name(index)), shape), path)
+            speeds[teacher_name(index)] = measure_latency(path, shape)
     return code, speeds
 
 
@@ -93,7 +96,7 @@ def model_document(job: Job) -> dict[str, Any]:
             "spec_digest": job.spec_digest,
             "data": spec["data"],
             "data_digest": job.data.digest,
-            "teacher": spec["teachers"][0],
+            "teachers": spec["teachers"],
             "stages": spec["stages"],
             "seed": job.spec.seed,
             "versions": {"kdcore": kdcore.__version__, "torch": torch.__version__, "python": platform.python_version()},

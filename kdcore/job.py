@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from kdcore.data import Dataset
 from kdcore.errors import TrainingError, data_errors, memory_errors
 from kdcore.evaluate import predict
 from kdcore.inputs import Classifier, Normalise
-from kdcore.losses import Shapes
+from kdcore.losses import Context, Shapes, Term
 from kdcore.memory import Need, room_here
 from kdcore.models import Network
 from kdcore.plan import make_plan
@@ -27,10 +27,16 @@ from kdcore.session import Session
 from kdcore.spec import JobSpec, spec_document
 from kdcore.spec import spec_digest as digest_of
 from kdcore.stages import Stage, list_stages
-from kdcore.state import State, Training, Weights
+from kdcore.state import State, Training, Weights, trained_parameters
 from kdcore.teacher import freeze, load_weights, weights_file
 
-TEACHER = "teacher-1"
+FINISHED = {"baseline": "baseline", "distill": "student"}
+"""What the stages of a role leave, by its key in `state.models`."""
+
+
+def teacher_name(index: int) -> str:
+    """Of the teacher at this place in `teachers`: as a stage, in `state.models` and, with its suffix, as a file."""
+    return f"teacher-{index + 1}"
 
 
 @dataclass
@@ -53,6 +59,8 @@ class Job:
     room: int | None
     """Bytes of the host's memory that there were for this job when it began."""
     normalise: Normalise = field(init=False)
+    _teachers: dict[int, Network] = field(default_factory=dict)
+    _teacher_logits: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.normalise = Normalise(self.data.facts).to(self.device)
@@ -69,8 +77,9 @@ class Job:
         return "teacher" if stage.role == "teacher" else "student"
 
     def is_last(self, stage: Stage) -> bool:
-        """Whether no later stage trains the same network."""
-        return all(other.role != stage.role or other.index <= stage.index for other in self.stages)
+        """Whether no later stage trains the same network; every teacher is a network of its own."""
+        later = (other for other in self.stages if other.role == stage.role and other.index > stage.index)
+        return stage.role == "teacher" or next(later, None) is None
 
     def network(self, role: str, index: int = 0) -> Network:
         """A teacher or a student as it is initialised: on the CPU, so that every device begins alike.
@@ -85,21 +94,30 @@ class Job:
 
     def finished(self, name: str) -> Network:
         """A finished network with its weights, frozen, on the device; `name` is a key of `state.models`."""
-        network = self.network("teacher" if name == TEACHER else "student")
+        _, _, number = name.partition("teacher-")
+        network = self.network("teacher", int(number) - 1) if number else self.network("student")
         network.load_state_dict(self.state.models[name])
         return freeze(network.to(self.device))
 
-    @cached_property
-    def teacher(self) -> Network:
-        return self.finished(TEACHER)
+    def teacher(self, index: int) -> Network:
+        """A finished teacher; built once."""
+        if index not in self._teachers:
+            self._teachers[index] = self.finished(teacher_name(index))
+        return self._teachers[index]
+
+    def teachers_of(self, stage: Stage) -> dict[int, Network]:
+        """The teachers that the stage's losses look at, by their place in `teachers`."""
+        return {index: self.teacher(index) for index in stage.teachers(len(self.spec.teachers))}
 
     @cached_property
     def validation_labels(self) -> Tensor:
         return self.data.validation.labels.cpu()
 
-    @cached_property
-    def teacher_validation_logits(self) -> Tensor:
-        return self.predict(self.teacher, "validation")
+    def teacher_validation_logits(self, index: int) -> Tensor:
+        """(N, C) on the CPU; computed once."""
+        if index not in self._teacher_logits:
+            self._teacher_logits[index] = self.predict(self.teacher(index), "validation")
+        return self._teacher_logits[index]
 
     def predict(self, network: Network, split: str) -> Tensor:
         """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""
@@ -115,8 +133,9 @@ class Job:
             model.load_state_dict(self.state.handed)
         model.to(self.device)
         terms = self._terms(stage, model)
-        optimizer = stage.train.optimizer.build(nn.ModuleList([model, *terms]).parameters())
-        training = Training(model, terms, optimizer, self.device)
+        rivals = {place: rival for place, term in enumerate(terms) if (rival := cast(Term, term).rival()) is not None}
+        optimizer = stage.train.optimizer.build(trained_parameters(model, terms, rivals))
+        training = Training(model, terms, optimizer, self.device, rivals)
         torch.manual_seed(derive(self.spec.seed, family, stage.index, "dropout"))
         if self.resumed is not None:
             training.restore(self.resumed)
@@ -124,13 +143,20 @@ class Job:
         return training
 
     def _terms(self, stage: Stage, model: Network) -> nn.ModuleList:
-        needs_teacher = any(loss.needs_teacher for loss in stage.losses)
         shape = self.data.facts.input_shape
-        student = view_shapes(model, shape)
-        teacher = view_shapes(self.teacher, shape) if needs_teacher else {}
-        torch.manual_seed(derive(self.spec.seed, "terms", stage.index))
-        classes = len(self.data.facts.classes)
-        return nn.ModuleList(loss.build(student, teacher, classes) for loss in stage.losses).to(self.device)
+        teachers = self.teachers_of(stage)
+        places = range(max(teachers, default=-1) + 1)
+        context = Context(
+            student=view_shapes(model, shape),
+            teachers=[view_shapes(teachers[place], shape) if place in teachers else {} for place in places],
+            input_shape=shape,
+            classes=len(self.data.facts.classes),
+            samples=len(self.data.train),
+            epochs=stage.train.epochs,
+            teacher_networks=[teachers.get(place, nn.Identity()) for place in places],
+        )
+        torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index))
+        return nn.ModuleList(loss.build(context) for loss in stage.losses).to(self.device)
 
     def conclude(self, stage: Stage, weights: Weights) -> None:
         """Note what a stage leaves, and go on to the next."""
@@ -138,7 +164,7 @@ class Job:
         assert state.best is not None
         state.selected[stage.name] = {"epoch": state.best["epoch"], "epochs": state.epoch, **state.best["values"]}
         if self.is_last(stage):
-            name = {"teacher": TEACHER, "baseline": "baseline", "distill": "student"}[stage.role]
+            name = teacher_name(stage.index) if stage.role == "teacher" else FINISHED[stage.role]
             state.models[name] = weights
             state.handed = None
         else:
@@ -179,7 +205,7 @@ def open_job(
     checkpoints: Path,
     choices: Choices | None,
     resume: Path | None,
-    teacher_weights: Path | None,
+    teacher_weights: Mapping[int, Path],
     download: bool,
     spec_digest: str | None = None,
 ) -> Job:
@@ -209,13 +235,14 @@ def open_job(
     state = State(**saved["state"]) if saved is not None else State()
     stages = list_stages(spec)
     steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
-    flops = [sample_flops(stage, plan.teachers[0], plan.student) for stage in stages]
+    flops = [sample_flops(stage, plan.teachers, plan.student) for stage in stages]
     session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train), flops)
     running = saved["running"] if saved is not None else None
     job = Job(spec, digest, stages, data, device, choices, reporter, session, state, running, need, room)
-    if spec.teachers[0].weights is not None and TEACHER not in state.models:
-        path = weights_file(spec.teachers[0], data_root, teacher_weights)
-        state.models[TEACHER] = load_weights(path, job.network("teacher"))
+    for index, teacher in enumerate(spec.teachers):
+        if teacher.weights is not None and teacher_name(index) not in state.models:
+            path = weights_file(teacher, data_root, teacher_weights.get(index))
+            state.models[teacher_name(index)] = load_weights(path, job.network("teacher", index))
     if saved is not None:
         _tell(job, saved, header)
     return job

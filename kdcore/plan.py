@@ -1,26 +1,25 @@
 """What a job would be, before anything is read or trained; and all that only this can find wrong."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 
 from kdcore.config import Config, Loc, SpecError
 from kdcore.data import DataError, DataFacts
-from kdcore.losses import LossError
+from kdcore.losses import Context, LossError
 from kdcore.models import ModelConfig, ModelError
-from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, model_costs, plan_memory, sample_flops
+from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, TermPlan, model_costs, plan_memory, sample_flops
 from kdcore.plan_warnings import warnings
-from kdcore.spec import JobSpec, TrainConfig
+from kdcore.spec import JobSpec, StageConfig, TeacherTrainConfig, TrainConfig
 from kdcore.stages import Stage, list_stages
 
 MOST_BYTES = 2**31 - 2**24
 """Of a model's weights: an ONNX file, by which every model is timed and the student exported, is below 2 GiB."""
 
-__all__ = ["Compression", "MemoryPlan", "ModelPlan", "Plan", "StagePlan", "make_plan"]
+__all__ = ["Compression", "MemoryPlan", "ModelPlan", "Plan", "StagePlan", "TermPlan", "make_plan"]
 
 Errors = list[tuple[Loc, str]]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Compression(Config):
@@ -65,10 +64,13 @@ def make_plan(spec: JobSpec) -> Plan:
     student = _model(spec.student.model, facts, ("student", "model"), errors)
     for index, teacher in enumerate(spec.teachers):
         if teacher.train is not None:
-            _check_training(teacher.train, facts, ("teachers", index, "train"), errors)
+            loc = ("teachers", index, "train")
+            _check_training(teacher.train, facts, loc, errors)
+            if teacher.train.losses is not None:
+                _check_losses(teacher.train, loc, teachers[index], teachers[:index], facts, errors)
     for index, stage in enumerate(spec.stages):
         _check_training(stage, facts, ("stages", index), errors)
-        _check_losses(spec, index, student, teachers[0], len(facts.classes), errors)
+        _check_losses(stage, ("stages", index), student, teachers, facts, errors)
     known = [teacher for teacher in teachers if teacher is not None]
     if errors or student is None or len(known) < len(teachers):
         raise SpecError(errors)
@@ -77,9 +79,9 @@ def make_plan(spec: JobSpec) -> Plan:
 
 def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> Plan:
     stages = list_stages(spec)
-    planned = [_stage(stage, facts) for stage in stages]
+    planned = [_stage(stage, facts, teachers, student) for stage in stages]
     first, small = teachers[0].plan, student.plan
-    memory = plan_memory(stages, facts, teachers[0], student)
+    memory = plan_memory(stages, facts, teachers, student)
     return Plan(
         teachers=[teacher.plan for teacher in teachers],
         student=small,
@@ -91,14 +93,15 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
         stages=planned,
         total_steps=sum(stage.steps for stage in planned),
         training_flops=sum(
-            sample_flops(stage, teachers[0].plan, student.plan) * facts.train * stage.train.epochs for stage in stages
+            sample_flops(stage, [teacher.plan for teacher in teachers], small) * facts.train * stage.train.epochs
+            for stage in stages
         ),
         memory=memory,
         warnings=warnings(spec, first, small, memory),
     )
 
 
-def _stage(stage: Stage, facts: DataFacts) -> StagePlan:
+def _stage(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> StagePlan:
     per_epoch = math.ceil(facts.train / stage.train.batch_size)
     return StagePlan(
         name=stage.name,
@@ -107,6 +110,33 @@ def _stage(stage: Stage, facts: DataFacts) -> StagePlan:
         steps=per_epoch * stage.train.epochs,
         samples=facts.train,
         batch_size=stage.train.batch_size,
+        losses=_terms(stage, facts, teachers, student),
+    )
+
+
+def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> list[TermPlan]:
+    trained = teachers[stage.index] if stage.role == "teacher" else student
+    with torch.device("meta"):
+        terms = [loss.build(_context(stage.train, facts, teachers, trained)) for loss in stage.losses]
+    return [
+        TermPlan(
+            type=loss.type,
+            layers=list(term.layers),
+            parameters=sum(parameter.numel() for parameter in term.parameters()),
+        )
+        for loss, term in zip(stage.losses, terms, strict=True)
+    ]
+
+
+def _context(train: TrainConfig, facts: DataFacts, teachers: Sequence[Costs], trained: Costs) -> Context:
+    return Context(
+        student=trained.shapes,
+        teachers=[teacher.shapes for teacher in teachers],
+        input_shape=facts.input_shape,
+        classes=len(facts.classes),
+        samples=facts.train,
+        epochs=train.epochs,
+        teacher_networks=[teacher.network for teacher in teachers],
     )
 
 
@@ -147,17 +177,23 @@ def _check_training(config: TrainConfig, facts: DataFacts, loc: Loc, errors: Err
 
 
 def _check_losses(
-    spec: JobSpec, index: int, student: Costs | None, teacher: Costs | None, classes: int, errors: Errors
+    train: StageConfig | TeacherTrainConfig,
+    loc: Loc,
+    trained: Costs | None,
+    teachers: list[Costs | None],
+    facts: DataFacts,
+    errors: Errors,
 ) -> None:
-    losses = spec.stages[index].losses
+    losses = train.losses or []
     if not any(loss.weight for loss in losses):
-        errors.append((("stages", index, "losses"), "every weight is 0, so nothing would train; raise one above 0"))
+        errors.append(((*loc, "losses"), "every weight is 0, so nothing would train; raise one above 0"))
+    known = [teacher for teacher in teachers if teacher is not None]
+    if trained is None or len(known) < len(teachers):
+        return  # what is wrong with the models is said already
+    context = _context(train, facts, known, trained)
     for number, loss in enumerate(losses):
-        if student is None or (loss.needs_teacher and teacher is None):
-            continue  # what is wrong with the model is said already
-        theirs: Shapes = teacher.shapes if teacher is not None else {}
         try:
             with torch.device("meta"):
-                loss.build(student.shapes, theirs, classes)
+                loss.build(context)
         except LossError as error:
-            errors.append((("stages", index, "losses", number, error.field), str(error)))
+            errors.append(((*loc, "losses", number, error.field), str(error)))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -52,7 +53,7 @@ class MemoryPlan(Config):
     """
 
     weights: int
-    """Teacher and student."""
+    """Teachers and student."""
     copies: int
     """Of the best epoch, its successor and finished models, and what checking them for NaN takes; on a GPU these
     are in the host's memory."""
@@ -69,6 +70,16 @@ class MemoryPlan(Config):
     total: int
 
 
+class TermPlan(Config):
+    """A loss of a stage."""
+
+    type: str
+    layers: list[tuple[str, str]] = Field(default_factory=list)
+    """The pairs of the student's and the teacher's layers that it compares."""
+    parameters: int = 0
+    """That train with the student, and are no part of what is exported."""
+
+
 class StagePlan(Config):
     """A stage's steps."""
 
@@ -80,6 +91,8 @@ class StagePlan(Config):
     samples: int
     """In one epoch."""
     batch_size: int
+    losses: list[TermPlan] = Field(default_factory=list)
+    """In the spec's order; empty in plans of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +102,14 @@ class Costs:
     Attributes:
         plan: what is shown of it.
         shapes: its views without the batch.
+        network: without numbers, on the meta device.
         buffers: bytes of what is saved but not trained.
         activations: bytes that one sample's forward pass writes.
     """
 
     plan: ModelPlan
     shapes: dict[str, tuple[int, ...]]
+    network: nn.Module
     buffers: int
     activations: int
 
@@ -141,27 +156,28 @@ def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
         layers=[LayerPlan(name=name, shape=list(shape)) for name, shape in shapes.items()],
     )
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
-    return Costs(plan, shapes, buffers, meter.written + inputs.numel() * FLOAT)
+    return Costs(plan, shapes, network, buffers, meter.written + inputs.numel() * FLOAT)
 
 
-def sample_flops(stage: Stage, teacher: ModelPlan, student: ModelPlan) -> int:
+def sample_flops(stage: Stage, teachers: Sequence[ModelPlan], student: ModelPlan) -> int:
     """To train on one sample once, a backward pass counted as two forward ones."""
-    flops = 3 * (teacher if stage.role == "teacher" else student).flops
-    return flops + teacher.flops if any(loss.needs_teacher for loss in stage.losses) else flops
+    trained = teachers[stage.index] if stage.role == "teacher" else student
+    return 3 * trained.flops + sum(teachers[index].flops for index in stage.teachers(len(teachers)))
 
 
-def plan_memory(stages: Sequence[Stage], facts: DataFacts, teacher: Costs, student: Costs) -> MemoryPlan:
+def plan_memory(stages: Sequence[Stage], facts: DataFacts, teachers: Sequence[Costs], student: Costs) -> MemoryPlan:
     """The largest of each kind over all stages."""
-    large, small = teacher.plan.bytes + teacher.buffers, student.plan.bytes + student.buffers
+    large = sum(teacher.plan.bytes + teacher.buffers for teacher in teachers)
+    small = student.plan.bytes + student.buffers
     weights, copies = large + small, TEACHER_COPIES * large + STUDENT_COPIES * small
     evaluated = min(BATCH, max(facts.validation, facts.test))
-    evaluation = max(teacher.activations, student.activations) * evaluated
+    evaluation = max(model.activations for model in (*teachers, student)) * evaluated
     optimizer, activations, most = 0, evaluation, 0
     for stage in stages:
-        trained = teacher if stage.role == "teacher" else student
+        trained = teachers[stage.index] if stage.role == "teacher" else student
         optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)))
-        taught = any(loss.needs_teacher for loss in stage.losses)
-        per_sample = trained.activations + (teacher.activations if taught else 0)
+        read = stage.teachers(len(teachers))
+        per_sample = trained.activations + sum(teachers[index].activations for index in read)
         most = max(most, per_sample)
         activations = max(activations, per_sample * stage.train.batch_size)
     data = (math.prod(facts.input_shape) + LABEL) * (facts.train + facts.validation + facts.test)

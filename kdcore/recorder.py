@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -38,24 +39,33 @@ class Recorder:
         self._reporter = reporter
         self._stage = stage
         self._terms = term_names(losses)
-        self._weights = [loss.weight for loss in losses]
         self._steps = steps
         self._stride = math.ceil(steps / points)
         self._every = CUDA_STEPS if on_cuda else 1
-        self._pending: list[tuple[int, float, Tensor]] = []
+        self._pending: list[tuple[int, float, Sequence[float], Tensor, list[str]]] = []
 
-    def add(self, step: int, rate: float, values: Sequence[Tensor]) -> None:
+    def add(
+        self,
+        step: int,
+        rate: float,
+        weights: Sequence[float],
+        values: Sequence[Tensor],
+        extras: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Note one step.
 
         Args:
             step: counted within the stage, from 1.
             rate: the learning rate that was used.
+            weights: of each term in this step.
             values: scalars: each term's raw loss, the total, and the gradient norm where it is clipped.
+            extras: what else the terms want watched, scalars by name.
 
         Raises:
             TrainingError: `diverged`, once a noted value is not finite.
         """
-        self._pending.append((step, rate, torch.stack([value.detach() for value in values])))
+        scalars = torch.stack([value.detach() for value in (*values, *extras.values())])
+        self._pending.append((step, rate, weights, scalars, list(extras)))
         if len(self._pending) >= self._every:
             self.flush()
 
@@ -64,11 +74,14 @@ class Recorder:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        rows = torch.stack([values for _, _, values in pending]).tolist()
-        for (step, rate, _), row in zip(pending, rows, strict=True):
-            self._check(step, row)
+        rows = torch.stack([values for _, _, _, values, _ in pending]).tolist()
+        for (step, rate, weights, _, extras), row in zip(pending, rows, strict=True):
+            core = row[: len(row) - len(extras)]
+            self._check(step, core)
             if step % self._stride == 0 or step == self._steps:
-                self._reporter.metrics(self._stage, step, self._named(rate, row))
+                named = self._named(rate, weights, core)
+                named |= {f"train/{name}": value for name, value in zip(extras, row[len(core) :], strict=True)}
+                self._reporter.metrics(self._stage, step, named)
 
     def _check(self, step: int, row: list[float]) -> None:
         what = [*(f"the loss term {name!r}" for name in self._terms), "the loss", "the gradient"]
@@ -76,9 +89,9 @@ class Recorder:
             if not math.isfinite(value):
                 raise diverged(self._stage, step, name, value)
 
-    def _named(self, rate: float, row: list[float]) -> dict[str, float]:
+    def _named(self, rate: float, weights: Sequence[float], row: list[float]) -> dict[str, float]:
         values: dict[str, float] = {}
-        for name, weight, value in zip(self._terms, self._weights, row, strict=False):
+        for name, weight, value in zip(self._terms, weights, row, strict=False):
             values[f"train/{name}"] = value
             values[f"train/{name}/weighted"] = weight * value
         values["train/loss"] = row[len(self._terms)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdcore.compare import gain
 from kdcore.evaluate import measure
-from kdcore.job import TEACHER, Job
+from kdcore.job import Job, teacher_name
 from kdcore.plan import ModelPlan, make_plan
 from kdcore.seeds import derive
 
@@ -16,17 +16,17 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
     """The result document, in finite JSON values.
 
     Args:
-        logits: on the test split, (N, C) each: `teacher-1`, `student` and, where there is one, `baseline`.
+        logits: on the test split, (N, C) each: `teacher-1` and so on, `student` and, where there is one, `baseline`.
         speeds: `latency.measure_latency` of `teacher-1` and of `student`.
     """
     labels = job.data.test.labels.cpu()
     plan = make_plan(job.spec)
-    teacher_logits = logits[TEACHER]
-    teacher = {
-        **measure(logits[TEACHER], labels),
-        **_size(plan.teachers[0]),
-        **speeds[TEACHER],
-    }
+    names = [teacher_name(index) for index in range(len(plan.teachers))]
+    teacher_logits = logits[names[0]]
+    teachers = [
+        {**measure(logits[name], labels), **_size(size), **speeds[name]}
+        for name, size in zip(names, plan.teachers, strict=True)
+    ]
     # The baseline is the student's network with other weights: it is as large and as fast.
     same = {**_size(plan.student), **speeds["student"]}
     student = {**measure(logits["student"], labels, teacher_logits), **same}
@@ -36,7 +36,8 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         right = {name: logits[name].argmax(1) == labels for name in ("student", "baseline")}
         difference = gain(right["student"], right["baseline"], derive(job.spec.seed, "bootstrap"))
     result: dict[str, Any] = {
-        "teacher": teacher,
+        "teacher": teachers[0],
+        "teachers": teachers,
         "baseline": baseline,
         "student": student,
         "gain": difference,

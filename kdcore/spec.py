@@ -73,9 +73,13 @@ class TrainConfig(Config):
 
 
 class TeacherTrainConfig(TrainConfig):
-    """How the teacher is trained: on the labels."""
+    """How a teacher is trained: on the labels, unless `losses` say otherwise."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of the label loss that it has where `losses` are left out."""
+    losses: list[LossConfig] | None = Field(default=None, min_length=1, max_length=32)
+    """None: cross-entropy on the labels. A teacher may itself be distilled from those before it in `teachers`:
+    an assistant between teacher and student, or the next generation of a born-again network."""
 
 
 class StageConfig(TrainConfig):
@@ -163,7 +167,7 @@ class JobSpec(Config):
 
     spec_version: Literal[1] = SPEC_VERSION
     data: DataConfig
-    teachers: list[TeacherConfig] = Field(min_length=1, max_length=1)
+    teachers: list[TeacherConfig] = Field(min_length=1, max_length=16)
     student: StudentConfig
     stages: list[StageConfig] = Field(default_factory=lambda: [StageConfig()], min_length=1, max_length=100)
     name: Name = Field(default_factory=_default_name)

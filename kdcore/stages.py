@@ -25,6 +25,10 @@ class Stage:
     train: TrainConfig
     losses: list[LossConfig]
 
+    def teachers(self, count: int) -> list[int]:
+        """Which of the job's `count` teachers its losses look at, as indices from 0."""
+        return sorted(set().union(*(loss.reads(count) for loss in self.losses)))
+
 
 def list_stages(spec: JobSpec) -> list[Stage]:
     """Teachers that are trained, then the baseline if wanted, then the distillation stages.
@@ -37,7 +41,7 @@ def list_stages(spec: JobSpec) -> list[Stage]:
             "teacher",
             index,
             teacher.train,
-            [CrossEntropyConfig(label_smoothing=teacher.train.label_smoothing)],
+            teacher.train.losses or [CrossEntropyConfig(label_smoothing=teacher.train.label_smoothing)],
         )
         for index, teacher in enumerate(spec.teachers)
         if teacher.train is not None

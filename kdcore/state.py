@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import diverged
+from kdcore.losses.base import Rival
 from kdcore.models import Network
 
 Weights = dict[str, Tensor]
@@ -25,7 +26,7 @@ class State:
         best: its best epoch so far: `epoch`, `score`, `values` and, where they will be used, `weights`.
         reference, stale: for early stopping, the score to beat and the epochs that did not.
         handed: weights that one stage of the student hands to the next.
-        models: the weights of what is finished: `teacher-1`, `baseline`, `student`.
+        models: the weights of what is finished: `teacher-1` and so on, `baseline`, `student`.
         selected: by stage, the best epoch and its validation values.
         seconds: by stage, the time spent on it over all attempts.
     """
@@ -49,16 +50,20 @@ class State:
 
 @dataclass
 class Training:
-    """The modules of the running stage: what is trained, its loss terms, and their common optimizer."""
+    """The modules of the running stage: what is trained, its loss terms, their common optimizer, and the rivals.
+
+    `rivals` are the terms' parts that have an optimizer of their own, by the term's place.
+    """
 
     model: Network
     terms: nn.ModuleList
     optimizer: torch.optim.Optimizer
     device: torch.device
+    rivals: Mapping[int, Rival] = field(default_factory=dict)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer updates: the model's parameters and those of its terms."""
-        return [*self.model.parameters(), *self.terms.parameters()]
+        """What the optimizer updates: the model's parameters and those of its terms that no rival has."""
+        return trained_parameters(self.model, self.terms, self.rivals)
 
     def snapshot(self) -> dict[str, Any]:
         """All of its state, the generators' included; the tensors are the live ones."""
@@ -67,6 +72,7 @@ class Training:
             "model": dict(self.model.state_dict()),
             "terms": dict(self.terms.state_dict()),
             "optimizer": self.optimizer.state_dict(),
+            "rivals": {str(place): rival.optimizer.state_dict() for place, rival in self.rivals.items()},
             "generator": torch.get_rng_state(),
             "cuda_generator": cuda,
         }
@@ -75,6 +81,8 @@ class Training:
         self.model.load_state_dict(saved["model"])
         self.terms.load_state_dict(saved["terms"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        for place, rival in self.rivals.items():
+            rival.optimizer.load_state_dict(saved["rivals"][str(place)])
         torch.set_rng_state(saved["generator"])
         if saved["cuda_generator"] is not None:
             torch.cuda.set_rng_state(saved["cuda_generator"], self.device)
@@ -83,6 +91,13 @@ class Training:
         """Raise `diverged` unless every weight is finite: a bad update shows in the loss only a step later."""
         if not all_finite([*self.model.state_dict().values(), *self.terms.state_dict().values()]):
             raise diverged(stage, step, "a weight", float("nan"))
+
+
+def trained_parameters(model: nn.Module, terms: nn.ModuleList, rivals: Mapping[int, Rival]) -> list[nn.Parameter]:
+    """The parameters of a model and its terms, without those that rivals train."""
+    theirs = {id(parameter) for rival in rivals.values() for parameter in rival.module.parameters()}
+    both = [*model.parameters(), *terms.parameters()]
+    return [parameter for parameter in both if id(parameter) not in theirs]
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -10,10 +10,12 @@ Nothing here knows a loss, a model or a data set by name.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from kdcore.evaluate import accuracy, agreement, nll
 from kdcore.finish import finish
 from kdcore.inputs import unit
 from kdcore.job import Job, open_job
-from kdcore.losses import Views
+from kdcore.losses import Batch, Rival, Term, Views
 from kdcore.memory import SMALLER
 from kdcore.models import Network
 from kdcore.recorder import Recorder
@@ -46,7 +48,7 @@ def run(
     choices: Choices | None = None,
     checkpoint_dir: Path | None = None,
     resume: Path | None = None,
-    teacher_weights: Path | None = None,
+    teacher_weights: Mapping[int, Path] | None = None,
     download: bool = True,
     points: int = 500,
     spec_digest: str | None = None,
@@ -62,7 +64,7 @@ def run(
         checkpoint_dir: where checkpoints go, `out/checkpoints` where left out; nobody else writes there.
         resume: a checkpoint of the same spec; with equal choices on one CPU model the student's bytes
             are those of a run that was never interrupted.
-        teacher_weights: a .safetensors file, for a teacher with `weights: {job: …}`.
+        teacher_weights: a .safetensors file for each teacher with `weights: {job: …}`, by its place in `teachers`.
         download: whether missing data may be fetched.
         points: how many steps of a stage report their training metrics, at most.
         spec_digest: under which the spec was stored, perhaps by an older version; left out: the one it has today.
@@ -82,7 +84,7 @@ def run(
         checkpoints=checkpoint_dir or out / "checkpoints",
         choices=choices,
         resume=resume,
-        teacher_weights=teacher_weights,
+        teacher_weights=teacher_weights or {},
         download=download,
         spec_digest=spec_digest,
     )
@@ -124,8 +126,7 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
     """The updates of an epoch that are not made yet; a resume starts in its middle."""
     state, config, split = job.state, stage.train, job.data.train
     model, terms, optimizer = training.model, training.terms, training.optimizer
-    teacher = job.teacher if any(loss.needs_teacher for loss in stage.losses) else None
-    weights = [loss.weight for loss in stage.losses]
+    teachers = job.teachers_of(stage)
     lucky = (job.spec.seed, job.family(stage), stage.index)  # baseline and student draw the same
     order = epoch_order(len(split), *lucky, state.epoch).to(job.device)
     steps_per_epoch = job.steps_per_epoch(stage)
@@ -134,7 +135,7 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
 
     model.train()
     terms.train()
-    if teacher is not None:
+    for teacher in teachers.values():
         assert_frozen(teacher)
     for position in range(state.step - state.epoch * steps_per_epoch, steps_per_epoch):
         job.session.poll()
@@ -148,9 +149,12 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
 
         with torch.autocast(job.device.type, torch.bfloat16) if bf16 else nullcontext():
             views = model.views(inputs)
-            targets = teacher_views(teacher, inputs)
+            targets = teacher_views(teachers, inputs)
         views = {name: view.float() for name, view in views.items()}
-        raw = [term(views, targets, labels) for term in terms]
+        epoch = state.step / steps_per_epoch
+        seen = Batch(views, targets, labels, batch, inputs, epoch)
+        weights = [loss.weight_at(epoch) for loss in stage.losses]
+        raw = [term(seen) for term in terms]
         loss: Tensor = torch.stack([weight * value for weight, value in zip(weights, raw, strict=True)]).sum()
 
         factor = config.schedule.factor(state.step, steps_per_epoch, total_steps)
@@ -162,18 +166,39 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
         if config.gradient_clip is not None:
             values.append(nn.utils.clip_grad_norm_(training.parameters(), config.gradient_clip))
         optimizer.step()
+        for rival in training.rivals.values():
+            rival_step(rival, seen)
 
         state.step += 1
-        recorder.add(state.step, config.optimizer.lr * factor, values)
+        recorder.add(state.step, config.optimizer.lr * factor, weights, values, extras(terms))
         job.session.step_done()
 
 
 @torch.no_grad()
-def teacher_views(teacher: Network | None, inputs: Tensor) -> Views:
-    """The teacher's view of the very inputs the student sees, float32, without gradients."""
-    if teacher is None:
-        return {}
-    return {name: view.float() for name, view in teacher.views(inputs).items()}
+def teacher_views(teachers: Mapping[int, Network], inputs: Tensor) -> list[Views]:
+    """Each teacher's views of the very inputs the student sees, float32, without gradients, by its place."""
+    found: list[Views] = [{} for _ in range(max(teachers, default=-1) + 1)]
+    for index, teacher in teachers.items():
+        found[index] = {name: view.float() for name, view in teacher.views(inputs).items()}
+    return found
+
+
+def rival_step(rival: Rival, seen: Batch) -> None:
+    """The rival's turn: an update on the views that the student was just updated with."""
+    loss = rival.loss(replace(seen, student={name: view.detach() for name, view in seen.student.items()}))
+    if loss is not None:
+        rival.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        rival.optimizer.step()
+
+
+def extras(terms: nn.ModuleList) -> dict[str, Tensor]:
+    """What the terms want watched beside their values, by `<place>/<name>`, the place counted from 1."""
+    return {
+        f"{place}/{name}": value
+        for place, term in enumerate(terms, start=1)
+        for name, value in cast(Term, term).metrics().items()
+    }
 
 
 def end_epoch(job: Job, stage: Stage, training: Training) -> None:
@@ -183,7 +208,9 @@ def end_epoch(job: Job, stage: Stage, training: Training) -> None:
     labels = job.validation_labels
     values = {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels)}
     if stage.role == "distill":
-        values["agreement"] = agreement(logits, job.teacher_validation_logits)
+        for index in range(len(job.spec.teachers)):
+            name = "agreement" if index == 0 else f"agreement-{index + 1}"
+            values[name] = agreement(logits, job.teacher_validation_logits(index))
     if not math.isfinite(values["nll"]):
         raise diverged(stage.name, state.step, "the validation loss", values["nll"])
     job.reporter.metrics(stage.name, state.step, {f"validation/{name}": value for name, value in values.items()})

@@ -113,11 +113,16 @@ def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
     return Choices.model_validate(stored)
 
 
-def _teacher_weights(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
-    """The file of a teacher that another job of the same owner trained."""
-    weights = spec.teachers[0].weights
-    if not isinstance(weights, JobWeights):
-        return None
+def _teacher_weights(ledger: Ledger, job: Job, spec: JobSpec) -> dict[int, Path]:
+    """The files of the teachers that other jobs of the same owner trained, by their place in the spec."""
+    return {
+        index: _teacher_file(ledger, job, teacher.weights)
+        for index, teacher in enumerate(spec.teachers)
+        if isinstance(teacher.weights, JobWeights)
+    }
+
+
+def _teacher_file(ledger: Ledger, job: Job, weights: JobWeights) -> Path:
     try:
         with ledger.database.read() as session:
             queries.get_job(session, weights.job, job.owner)

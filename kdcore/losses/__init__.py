@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdcore.losses.base import BaseLossConfig, LossError, Shapes, Term, Views
+from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Rival, Shapes, Term, Views
 from kdcore.losses.cross_entropy import CrossEntropyConfig, cross_entropy
 from kdcore.losses.kd import KDConfig, kd
 from kdcore.losses.logit_mse import LogitMSEConfig, logit_mse
@@ -23,12 +23,15 @@ def default_losses() -> list[LossConfig]:
 
 __all__ = [
     "BaseLossConfig",
+    "Batch",
+    "Context",
     "CrossEntropyConfig",
     "KDConfig",
     "LOSSES",
     "LogitMSEConfig",
     "LossConfig",
     "LossError",
+    "Rival",
     "Shapes",
     "SoftCrossEntropyConfig",
     "Term",

@@ -1,6 +1,7 @@
-"""What a loss term is: a Config that builds an `nn.Module` on named views of student and teacher."""
+"""What a loss term is: a Config that builds an `nn.Module` on named views of student and teachers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.config import Config
+from kdcore.losses.schedules import LossScheduleConfig
 
 Views = Mapping[str, Tensor]
 """A model's named outputs for one batch, batch first; `logits` is always among them."""
@@ -24,12 +26,86 @@ class LossError(ValueError):
         super().__init__(message)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a term sees of one step.
+
+    Attributes:
+        student: the student's views, with gradients.
+        teachers: the views of each teacher, in the spec's order, without gradients; empty where none is needed.
+        labels: (B,) int64 classes, or what the data has for labels; none without labels.
+        indices: (B,) int64, the place of each sample in the training split.
+        inputs: what the student read, (B, …): for terms that train a network of their own beside it.
+        epoch: how many epochs of the stage are done, with fractions: 2.5 in the middle of the third.
+    """
+
+    student: Views
+    teachers: Sequence[Views]
+    labels: Tensor | None
+    indices: Tensor
+    inputs: Tensor
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a term is built for; the plan builds it on the meta device, with networks that have no numbers.
+
+    Attributes:
+        student: shapes of the student's views, without the batch.
+        teachers: of each teacher's; empty where the stage has no teacher.
+        input_shape: of what the student reads, without the batch.
+        classes: how many outputs the task has.
+        samples: in the training split.
+        epochs: of the stage.
+        teacher_networks: the frozen teachers themselves, for terms that reuse a part of one. A term never
+            registers such a part as a module of its own: it would be trained and saved.
+    """
+
+    student: Shapes
+    teachers: Sequence[Shapes] = ()
+    input_shape: tuple[int, ...] = (1,)
+    classes: int = 2
+    samples: int = 1
+    epochs: int = 1
+    teacher_networks: Sequence[nn.Module] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A part of a term that learns against the student (a discriminator), or for itself (a paraphraser).
+
+    After every update of the student it makes one of its own. Its parameters are the term's, so that they are
+    saved with it, but the student's optimizer leaves them alone.
+
+    Attributes:
+        module: whose parameters are trained.
+        optimizer: of these parameters; its state is saved as well.
+        loss: its own loss of a batch whose views carry no gradient; none: it makes no update in this step.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Batch], Tensor | None]
+
+
 class Term(nn.Module):
     """One loss term. What it must learn are its parameters: they train and are saved with the student."""
 
-    def forward(self, student: Views, teacher: Views, labels: Tensor | None) -> Tensor:
-        """The raw (unweighted) loss of one batch, a scalar. `teacher` is empty where there is none."""
+    layers: Sequence[tuple[str, str]] = ()
+    """Pairs of the student's and the teacher's view that it compares, for the plan."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The raw (unweighted) loss of one batch, a scalar."""
         raise NotImplementedError
+
+    def rival(self) -> "Rival | None":
+        """What is trained in turn with the student, by an optimizer and a loss of its own; most terms have none."""
+        return None
+
+    def metrics(self) -> Mapping[str, Tensor]:
+        """What else is worth watching in the step that was just made, scalars by name; no gradient."""
+        return {}
 
 
 class BaseLossConfig(Config):
@@ -45,18 +121,74 @@ class BaseLossConfig(Config):
     type: Any
     weight: float = Field(default=1.0, ge=0, le=1e6)
     """Multiplier of this term in the sum."""
+    weight_schedule: LossScheduleConfig | None = None
+    """A factor on the weight that changes over the stage's epochs; none: 1 throughout."""
 
-    def build(self, student: Shapes, teacher: Shapes, classes: int) -> Term:
+    def build(self, context: Context) -> Term:
         """The term's module.
-
-        Args:
-            student, teacher: shapes of the views of both, without the batch; `teacher` may be empty.
-            classes: how many classes the data has.
 
         Raises:
             LossError: names the field that does not fit and what would.
         """
         raise NotImplementedError
+
+    def reads(self, teachers: int) -> set[int]:
+        """Which of the job's `teachers` it looks at, as indices from 0."""
+        return set()
+
+    def weight_at(self, epoch: float) -> float:
+        """The weight after `epoch` epochs of the stage."""
+        return self.weight * (self.weight_schedule.factor(epoch) if self.weight_schedule is not None else 1.0)
+
+
+class TaughtLossConfig(BaseLossConfig):
+    """Base of every loss that learns from a teacher."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    teacher: int = Field(default=1, ge=1, le=16)
+    """Which of the teachers, counted from 1."""
+
+    def shapes_of_teacher(self, context: Context) -> Shapes:
+        """The views of the teacher that is named, or a `LossError`."""
+        if not context.teachers:
+            raise LossError("type", "this loss needs a teacher, and there is none")
+        if self.teacher > len(context.teachers):
+            raise LossError("teacher", f"there are {len(context.teachers)} teachers, counted from 1")
+        return context.teachers[self.teacher - 1]
+
+    def reads(self, teachers: int) -> set[int]:
+        return {self.teacher - 1}
+
+    def taught(self, batch: Batch) -> Views:
+        """The batch's views of the teacher that is named."""
+        return batch.teachers[self.teacher - 1]
+
+
+class LogitLossConfig(TaughtLossConfig):
+    """Base of every loss that compares two views read as logits."""
+
+    student_layer: str = "logits"
+    """The student's view that is read as logits."""
+    teacher_layer: str = "logits"
+    """The teacher's view that is read as logits."""
+
+    def check_logits(self, context: Context) -> None:
+        """Raise `LossError` unless both views are vectors of one width."""
+        teacher = self.shapes_of_teacher(context)
+        ours = logits_width(context.student, self.student_layer, "student_layer", "student")
+        theirs = logits_width(teacher, self.teacher_layer, "teacher_layer", "teacher")
+        if ours != theirs:
+            raise LossError(
+                "teacher_layer",
+                f"the student's {self.student_layer!r} has {ours} classes, the teacher's {self.teacher_layer!r} has"
+                f" {theirs}; name two layers of the same width",
+            )
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's logits, (B, C) each."""
+        return batch.student[self.student_layer], self.taught(batch)[self.teacher_layer]
 
 
 def layer_shape(shapes: Shapes, layer: str, field: str, owner: str) -> tuple[int, ...]:
@@ -77,23 +209,9 @@ def logits_width(shapes: Shapes, layer: str, field: str, owner: str) -> int:
     return shape[0]
 
 
-def check_same_classes(student: Shapes, teacher: Shapes, student_layer: str, teacher_layer: str) -> None:
-    """Raise `LossError` unless both views are vectors of one width."""
-    if not teacher:
-        raise LossError("type", "this loss needs a teacher, and there is none")
-    ours = logits_width(student, student_layer, "student_layer", "student")
-    theirs = logits_width(teacher, teacher_layer, "teacher_layer", "teacher")
-    if ours != theirs:
-        raise LossError(
-            "teacher_layer",
-            f"the student's {student_layer!r} has {ours} classes, the teacher's {teacher_layer!r} has {theirs};"
-            " name two layers of the same width",
-        )
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32, others as they are: sums of exponentials need the digits."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+def full_precision(values: Tensor) -> Tensor:
+    """Half-precision values as float32, others as they are: sums and exponentials need the digits."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
-from kdcore.losses.base import BaseLossConfig, LossError, Shapes, Term, Views, full_precision, logits_width
+from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Term, full_precision, logits_width
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -40,12 +40,12 @@ class CrossEntropyConfig(BaseLossConfig):
     student_layer: str = "logits"
     """The student's view that is read as logits."""
 
-    def build(self, student: Shapes, teacher: Shapes, classes: int) -> Term:
-        width = logits_width(student, self.student_layer, "student_layer", "student")
-        if width != classes:
+    def build(self, context: Context) -> Term:
+        width = logits_width(context.student, self.student_layer, "student_layer", "student")
+        if width != context.classes:
             raise LossError(
                 "student_layer",
-                f"the student's {self.student_layer!r} has {width} outputs, the data has {classes} classes;"
+                f"the student's {self.student_layer!r} has {width} outputs, the data has {context.classes} classes;"
                 " name a layer with one output per class",
             )
         return CrossEntropy(self)
@@ -56,7 +56,7 @@ class CrossEntropy(Term):
         super().__init__()
         self.config = config
 
-    def forward(self, student: Views, teacher: Views, labels: Tensor | None) -> Tensor:
-        if labels is None:
+    def forward(self, batch: Batch) -> Tensor:
+        if batch.labels is None:
             raise ValueError("cross_entropy needs labels")
-        return cross_entropy(student[self.config.student_layer], labels, self.config.label_smoothing)
+        return cross_entropy(batch.student[self.config.student_layer], batch.labels, self.config.label_smoothing)

@@ -3,18 +3,10 @@
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
-from pydantic import Field
 from torch import Tensor
 
-from kdcore.losses.base import (
-    BaseLossConfig,
-    Shapes,
-    Term,
-    Views,
-    check_same_classes,
-    check_same_shape,
-    full_precision,
-)
+from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
+from kdcore.losses.temperature import Temperature
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, standardize: bool = False) -> Tensor:
@@ -47,15 +39,13 @@ def _standardized(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
-class KDConfig(BaseLossConfig):
+class KDConfig(LogitLossConfig, Temperature):
     """Kullback-Leibler divergence of the student's softened probabilities from the teacher's, times T².
 
     The recipe of the CIFAR comparisons is 0.1 · cross_entropy + 0.9 · kd at temperature 4;
     with `standardize`, weight 9 and temperature 2.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
     title: ClassVar[str] = "Distillation of softened probabilities"
     source: ClassVar[str] = (
         "Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2;"
@@ -63,17 +53,11 @@ class KDConfig(BaseLossConfig):
     )
 
     type: Literal["kd"] = "kd"
-    temperature: float = Field(default=4.0, ge=0.01, le=1000)
-    """T: the higher, the more the small probabilities count."""
     standardize: bool = False
     """Z-score each row of logits before the softmax."""
-    student_layer: str = "logits"
-    """The student's view that is read as logits."""
-    teacher_layer: str = "logits"
-    """The teacher's view that is read as logits."""
 
-    def build(self, student: Shapes, teacher: Shapes, classes: int) -> Term:
-        check_same_classes(student, teacher, self.student_layer, self.teacher_layer)
+    def build(self, context: Context) -> Term:
+        self.check_logits(context)
         return KD(self)
 
 
@@ -82,6 +66,6 @@ class KD(Term):
         super().__init__()
         self.config = config
 
-    def forward(self, student: Views, teacher: Views, labels: Tensor | None) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         config = self.config
-        return kd(student[config.student_layer], teacher[config.teacher_layer], config.temperature, config.standardize)
+        return kd(*config.logits(batch), config.temperature_at(batch), config.standardize)

@@ -5,15 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
-from kdcore.losses.base import (
-    BaseLossConfig,
-    Shapes,
-    Term,
-    Views,
-    check_same_classes,
-    check_same_shape,
-    full_precision,
-)
+from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -32,25 +24,19 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(full_precision(student_logits), full_precision(teacher_logits.detach()))
 
 
-class LogitMSEConfig(BaseLossConfig):
+class LogitMSEConfig(LogitLossConfig):
     """Mean squared difference between the student's logits and the teacher's.
 
     Unlike `kd` it also asks for the teacher's scale and offset.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
     title: ClassVar[str] = "Regression on logits"
     source: ClassVar[str] = "Ba, Caruana: Do Deep Nets Really Need to be Deep?, NeurIPS 2014, arXiv 1312.6184"
 
     type: Literal["logit_mse"] = "logit_mse"
-    student_layer: str = "logits"
-    """The student's view that is compared."""
-    teacher_layer: str = "logits"
-    """The teacher's view that is compared."""
 
-    def build(self, student: Shapes, teacher: Shapes, classes: int) -> Term:
-        check_same_classes(student, teacher, self.student_layer, self.teacher_layer)
+    def build(self, context: Context) -> Term:
+        self.check_logits(context)
         return LogitMSE(self)
 
 
@@ -59,5 +45,5 @@ class LogitMSE(Term):
         super().__init__()
         self.config = config
 
-    def forward(self, student: Views, teacher: Views, labels: Tensor | None) -> Tensor:
-        return logit_mse(student[self.config.student_layer], teacher[self.config.teacher_layer])
+    def forward(self, batch: Batch) -> Tensor:
+        return logit_mse(*self.config.logits(batch))

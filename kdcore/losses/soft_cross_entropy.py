@@ -3,18 +3,10 @@
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
-from pydantic import Field
 from torch import Tensor
 
-from kdcore.losses.base import (
-    BaseLossConfig,
-    Shapes,
-    Term,
-    Views,
-    check_same_classes,
-    check_same_shape,
-    full_precision,
-)
+from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
+from kdcore.losses.temperature import Kelvin, Temperature
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -38,24 +30,18 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     return -(temperature**2) * (target * log_student).sum(dim=1).mean()
 
 
-class SoftCrossEntropyConfig(BaseLossConfig):
+class SoftCrossEntropyConfig(LogitLossConfig, Temperature):
     """Cross-entropy between the teacher's softened probabilities and the student's, times T²."""
 
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
     title: ClassVar[str] = "Cross-entropy on soft targets"
     source: ClassVar[str] = "Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2"
 
     type: Literal["soft_cross_entropy"] = "soft_cross_entropy"
-    temperature: float = Field(default=1.0, ge=0.01, le=1000)
+    temperature: Kelvin = 1.0
     """T: the higher, the more the small probabilities count."""
-    student_layer: str = "logits"
-    """The student's view that is read as logits."""
-    teacher_layer: str = "logits"
-    """The teacher's view that is read as logits."""
 
-    def build(self, student: Shapes, teacher: Shapes, classes: int) -> Term:
-        check_same_classes(student, teacher, self.student_layer, self.teacher_layer)
+    def build(self, context: Context) -> Term:
+        self.check_logits(context)
         return SoftCrossEntropy(self)
 
 
@@ -64,6 +50,5 @@ class SoftCrossEntropy(Term):
         super().__init__()
         self.config = config
 
-    def forward(self, student: Views, teacher: Views, labels: Tensor | None) -> Tensor:
-        config = self.config
-        return soft_cross_entropy(student[config.student_layer], teacher[config.teacher_layer], config.temperature)
+    def forward(self, batch: Batch) -> Tensor:
+        return soft_cross_entropy(*self.config.logits(batch), self.config.temperature_at(batch))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from kdcore.losses import (
     LOSSES,
+    Batch,
+    Context,
     CrossEntropyConfig,
     KDConfig,
     LogitMSEConfig,
@@ -282,18 +284,23 @@ def test_shapes_that_broadcasting_would_hide(name: str) -> None:
 VIEWS = {"hidden_1": (6,), "conv_1": (4, 2, 2), "logits": (3,)}
 
 
+def batch(student: dict[str, Tensor], teacher: dict[str, Tensor], labels: Tensor | None = None) -> Batch:
+    size = len(student["logits"])
+    return Batch(student, [teacher], labels, indices=torch.arange(size), inputs=torch.zeros(size, 1))
+
+
 @pytest.mark.parametrize("config", [loss() for loss in LOSSES], ids=lambda config: config.type)
 def test_term_is_its_function(config: KDConfig) -> None:
     student, teacher = logits(5, 3)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    term = config.build({"logits": (3,)}, {"logits": (3,)}, 3)
+    term = config.build(Context({"logits": (3,)}, [{"logits": (3,)}], classes=3))
     function = {"cross_entropy": cross_entropy, "kd": kd, "soft_cross_entropy": soft_cross_entropy}
     expected = (
         cross_entropy(student, labels)
         if config.type == "cross_entropy"
         else function.get(config.type, logit_mse)(student, teacher)
     )
-    assert term({"logits": student}, {"logits": teacher}, labels) == expected
+    assert term(batch({"logits": student}, {"logits": teacher}, labels)) == expected
 
 
 def test_terms_use_their_settings() -> None:
@@ -308,7 +315,7 @@ def test_terms_use_their_settings() -> None:
         (LogitMSEConfig(**layers), logit_mse(student, teacher)),
         (CrossEntropyConfig(label_smoothing=0.3, student_layer="hidden_1"), cross_entropy(student, labels, 0.3)),
     ]:
-        assert config.build(*shapes, 3)(*views, labels) == expected
+        assert config.build(Context(shapes[0], [shapes[1]], classes=3))(batch(*views, labels)) == expected
 
 
 @pytest.mark.parametrize("loss", [KDConfig, SoftCrossEntropyConfig, LogitMSEConfig])
@@ -327,14 +334,14 @@ def test_what_cannot_be_built(loss: type[KDConfig]) -> None:
     ]
     for config, teacher, field, message in cases:
         with pytest.raises(LossError, match=message) as caught:
-            config.build(VIEWS, teacher, 3)
+            config.build(Context(VIEWS, [teacher] if teacher else [], classes=3))
         assert caught.value.field == field
 
 
 def test_cross_entropy_needs_one_output_per_class() -> None:
     with pytest.raises(LossError, match="'logits' has 3 outputs, the data has 10 classes"):
-        CrossEntropyConfig().build(VIEWS, {}, 10)
-    assert CrossEntropyConfig(student_layer="hidden_1").build(VIEWS, {}, 6) is not None
+        CrossEntropyConfig().build(Context(VIEWS, classes=10))
+    assert CrossEntropyConfig(student_layer="hidden_1").build(Context(VIEWS, classes=6)) is not None
 
 
 def test_default_losses_are_hintons_with_the_cifar_weights() -> None:

@@ -34,7 +34,7 @@ def opened(document: dict[str, Any], tmp_path: Path) -> Job:
         checkpoints=tmp_path / "checkpoints",
         choices=None,
         resume=None,
-        teacher_weights=None,
+        teacher_weights={},
         download=False,
     )
 
@@ -111,23 +111,23 @@ def test_the_teacher_is_frozen_in_every_step(light: Any, tiny: dict[str, Any], m
     seen = 0
     original = train.teacher_views
 
-    def checked(teacher: Network | None, inputs: Tensor) -> Any:
+    def checked(teachers: dict[int, Network], inputs: Tensor) -> Any:
         nonlocal seen
-        views = original(teacher, inputs)
-        if teacher is not None:
+        found = original(teachers, inputs)
+        for views, teacher in zip(found, teachers.values(), strict=True):
             seen += 1
             assert_frozen(teacher)
             assert not any(view.requires_grad for view in views.values())
             fresh = kept[-1].finished("teacher-1")
             assert torch.equal(views["logits"], fresh(inputs))
-        return views
+        return found
 
     opening = train.open_job
     monkeypatch.setattr(train, "open_job", lambda *a, **k: kept.append(opening(*a, **k)) or kept[-1])
     monkeypatch.setattr(train, "teacher_views", checked)
     light(tiny)
     assert seen == 10
-    state = kept[-1].teacher.state_dict()
+    state = kept[-1].teacher(0).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in kept[-1].state.models["teacher-1"].items())
 
 
@@ -157,7 +157,7 @@ def test_terms_with_parameters_train_with_the_student(
         kept.append(self)
 
     monkeypatch.setattr(KD, "__init__", build)
-    monkeypatch.setattr(KD, "forward", lambda self, s, t, y: forward(self, s, t, y) * self.scale)
+    monkeypatch.setattr(KD, "forward", lambda self, batch: forward(self, batch) * self.scale)
     _, reporter = light({**tiny, "checkpoint": {"every_steps": 4}})
     assert kept[-1].scale.item() != 1.0
     saved = [torch.load(c.path, weights_only=True)["running"] for c in reporter.checkpoints if c.path.exists()]
@@ -315,11 +315,11 @@ def test_recorder_on_a_device_that_waits_reads_in_batches_and_misses_nothing() -
     reporter = RecordingReporter()
     recorder = Recorder(reporter, "s", losses, steps=40, points=40, on_cuda=True)
     for step in range(1, 21):
-        recorder.add(step, 0.1, [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(1.9)])
+        recorder.add(step, 0.1, [1.0, 1.0], [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(1.9)])
     assert len(reporter.points) == 16
     recorder.flush()
     assert [step for _, step, _ in reporter.points] == list(range(1, 21))
-    recorder.add(21, 0.1, [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(math.inf)])
+    recorder.add(21, 0.1, [1.0, 1.0], [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(math.inf)])
     with pytest.raises(TrainingError, match="'kd' became inf at step 21"):
         recorder.flush()
 
@@ -398,7 +398,7 @@ def test_given_teacher_weights_replace_its_training(light: Any, tiny: dict[str, 
     assert reporter.stages == ["baseline", "distill-1"]
     assert found["digests"] == trained["digests"]
     tiny["teachers"][0]["weights"] = {"job": "job_" + "0" * 26}
-    assert light(tiny, teacher_weights=tmp_path / "t.safetensors")[0]["digests"] == trained["digests"]
+    assert light(tiny, teacher_weights={0: tmp_path / "t.safetensors"})[0]["digests"] == trained["digests"]
     with pytest.raises(TrainingError, match="another job's"):
         light(tiny)
 

@@ -1,0 +1,177 @@
+"""Which hidden layer of the student is matched with which of the teacher: as named, or what fits.
+
+Views are read by their shape: (C, H, W) is a map (a sequence is a map of width 1: channels, positions, 1), (D,) a
+vector. A name that ends in `_pre` is the view before the activation and takes part only where that is asked for.
+"""
+
+import math
+from itertools import groupby
+from typing import Literal
+
+from pydantic import Field
+
+from kdcore.losses.base import Context, LossError, Shapes, TaughtLossConfig, layer_shape
+
+Kind = Literal["map", "vector", "any", "preactivation"]
+Pairs = list[tuple[str, str]]
+WORDS = {"map": "a map (C, H, W)", "vector": "a vector (D,)", "preactivation": "a map before its activation"}
+
+
+class LayerLossConfig(TaughtLossConfig):
+    """Base of every loss on one hidden layer of each side."""
+
+    student_layer: str | None = None
+    """The student's view that is matched; where left out with `teacher_layer`, the pair that fits (see the plan)."""
+    teacher_layer: str | None = None
+    """The teacher's view that is its example."""
+
+    def pair(self, context: Context, kind: Kind, depth: float = 1.0) -> tuple[str, str]:
+        """The student's and the teacher's layer.
+
+        Args:
+            kind: what the views must be; `any`: both maps, or both vectors.
+            depth: which of the pairs that fit is taken, as a share of the depth: 1 is the deepest.
+
+        Raises:
+            LossError: a named layer is not there or of another kind, or nothing fits.
+        """
+        teacher = self.shapes_of_teacher(context)
+        if self.student_layer is not None and self.teacher_layer is not None:
+            check_kind(context.student, self.student_layer, kind, "student_layer", "student")
+            check_kind(teacher, self.teacher_layer, kind, "teacher_layer", "teacher")
+            both = len(context.student[self.student_layer]), len(teacher[self.teacher_layer])
+            if both[0] != both[1]:
+                raise LossError("teacher_layer", _unlike(self.student_layer, self.teacher_layer, context, teacher))
+            return self.student_layer, self.teacher_layer
+        return self._fitting(context, teacher, kind, depth)
+
+    def _fitting(self, context: Context, teacher: Shapes, kind: Kind, depth: float) -> tuple[str, str]:
+        """The pair that fits, or the partner of the one layer that is named."""
+        if self.student_layer is not None:
+            check_kind(context.student, self.student_layer, kind, "student_layer", "student")
+            return self.student_layer, _partner(self.student_layer, context.student, teacher, "teacher_layer")
+        if self.teacher_layer is not None:
+            check_kind(teacher, self.teacher_layer, kind, "teacher_layer", "teacher")
+            return _partner(self.teacher_layer, teacher, context.student, "student_layer"), self.teacher_layer
+        pairs = fitting_pairs(context.student, teacher, kind)
+        return pairs[max(0, math.ceil(depth * len(pairs)) - 1)]
+
+
+class LayersLossConfig(TaughtLossConfig):
+    """Base of every loss on several hidden layers of each side."""
+
+    student_layers: list[str] | None = Field(default=None, min_length=1, max_length=64)
+    """The student's views that are matched, in order of depth; left out with `teacher_layers`: the pairs that fit."""
+    teacher_layers: list[str] | None = Field(default=None, min_length=1, max_length=64)
+    """The teacher's views that are their examples, as many."""
+
+    def pairs(self, context: Context, kind: Kind, least: int = 1) -> Pairs:
+        """The student's and the teacher's layers, at least `least` pairs.
+
+        Raises:
+            LossError: as for one pair; or the two lists differ in length, or there are too few.
+        """
+        teacher = self.shapes_of_teacher(context)
+        if (self.student_layers is None) != (self.teacher_layers is None):
+            missing = "student_layers" if self.student_layers is None else "teacher_layers"
+            raise LossError(missing, "name the layers of both sides, or of neither")
+        if self.student_layers is None or self.teacher_layers is None:
+            found = fitting_pairs(context.student, teacher, kind, "layers")
+        else:
+            if len(self.student_layers) != len(self.teacher_layers):
+                counts = f"{len(self.student_layers)} and {len(self.teacher_layers)} layers"
+                raise LossError("teacher_layers", f"{counts} are named; name as many of the teacher as of the student")
+            found = list(zip(self.student_layers, self.teacher_layers, strict=True))
+            for ours, theirs in found:
+                check_kind(context.student, ours, kind, "student_layers", "student")
+                check_kind(teacher, theirs, kind, "teacher_layers", "teacher")
+                if len(context.student[ours]) != len(teacher[theirs]):
+                    raise LossError("teacher_layers", _unlike(ours, theirs, context, teacher))
+        if len(found) < least:
+            counts = f"{least} pairs of layers are needed, {len(found)} fit"
+            raise LossError("student_layers", f"{counts}; use deeper models")
+        return found
+
+
+def check_kind(shapes: Shapes, layer: str, kind: Kind, field: str, owner: str) -> None:
+    """Raise `LossError` unless the view is there and of the kind."""
+    shape = layer_shape(shapes, layer, field, owner)
+    fits = {"map": len(shape) == 3, "vector": len(shape) == 1, "preactivation": len(shape) == 3, "any": True}[kind]
+    if not fits:
+        others = ", ".join(map(repr, candidates(shapes, kind))) or "none"
+        raise LossError(field, f"the {owner}'s {layer!r} has the shape {shape}, not {WORDS[kind]}; it has {others}")
+
+
+def candidates(shapes: Shapes, kind: Kind) -> list[str]:
+    """The views of a kind, in order of depth; the logits are none of them."""
+    size = 1 if kind == "vector" else 3
+    before = kind == "preactivation"
+    hidden = [name for name, shape in shapes.items() if name != "logits" and name.endswith("_pre") == before]
+    return [name for name in hidden if len(shapes[name]) == size]
+
+
+def stage_ends(shapes: Shapes, names: list[str]) -> list[str]:
+    """The last of each run of maps of one height and width; all of them where the size never changes."""
+    runs = [list(run) for _, run in groupby(names, key=lambda name: shapes[name][1:])]
+    return [run[-1] for run in runs] if len(runs) > 1 else names
+
+
+def fitting_pairs(student: Shapes, teacher: Shapes, kind: Kind, field: str = "layer") -> Pairs:
+    """As many pairs as the shallower side has stages, in order, alike in depth and, of maps, in size.
+
+    Raises:
+        LossError: one side has no view of the kind.
+    """
+    if kind == "any":
+        kind = "map" if candidates(student, "map") and candidates(teacher, "map") else "vector"
+    ours, theirs = (stage_ends(shapes, candidates(shapes, kind)) for shapes in (student, teacher))
+    for names, owner, shapes in ((ours, "student", student), (theirs, "teacher", teacher)):
+        if not names:
+            raise LossError(f"{owner}_{field}", f"the {owner} has no hidden {WORDS[kind]}; it has {', '.join(shapes)}")
+    if len(ours) > len(theirs):
+        return [(b, a) for a, b in _in_order(theirs, ours, teacher, student)]
+    return _in_order(ours, theirs, student, teacher)
+
+
+def _in_order(few: list[str], many: list[str], of_few: Shapes, of_many: Shapes) -> Pairs:
+    """The cheapest way to give each of the few a partner among the many without crossing, by dynamic programming."""
+    best: dict[int, tuple[float, Pairs]] = {-1: (0.0, [])}
+    for place, name in enumerate(few):
+        shares = (place + 1) / len(few)
+        following: dict[int, tuple[float, Pairs]] = {}
+        for last, (cost, pairs) in best.items():
+            for index in range(last + 1, len(many) - (len(few) - place - 1)):
+                other = many[index]
+                total = cost + abs(shares - (index + 1) / len(many)) + _unlikeness(of_few[name], of_many[other])
+                if index not in following or total < following[index][0]:
+                    following[index] = (total, [*pairs, (name, other)])
+        best = following
+    return min(best.values(), key=lambda entry: entry[0])[1]
+
+
+def _unlikeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """How often the larger map would have to be halved to have the smaller one's area; 0 for vectors."""
+    return abs(math.log2(math.prod(one[1:]) / math.prod(other[1:])))
+
+
+def _partner(layer: str, shapes: Shapes, others: Shapes, field: str) -> str:
+    """The view of the other side that is nearest in depth and size."""
+    kind: Kind = "preactivation" if layer.endswith("_pre") else "map" if len(shapes[layer]) == 3 else "vector"
+    if layer == "logits":
+        return layer
+    ours, theirs = candidates(shapes, kind), candidates(others, kind)
+    if not theirs:
+        raise LossError(field, f"there is no view like {layer!r} on the other side; it has {', '.join(others)}")
+    share = (ours.index(layer) + 1) / len(ours)
+    costs = {
+        name: abs(share - (place + 1) / len(theirs)) + _unlikeness(shapes[layer], others[name])
+        for place, name in enumerate(theirs)
+    }
+    return min(costs, key=lambda name: costs[name])
+
+
+def _unlike(ours: str, theirs: str, context: Context, teacher: Shapes) -> str:
+    return (
+        f"the student's {ours!r} has the shape {context.student[ours]}, the teacher's {theirs!r} {teacher[theirs]};"
+        " name two maps or two vectors"
+    )
