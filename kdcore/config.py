@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SPEC_VERSION: Literal[1] = 1
+SPEC_VERSION: Literal[2] = 2
 """Of the specs that this version writes; it reads older ones as well (`kdcore.spec`)."""
 
 

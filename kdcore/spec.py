@@ -165,7 +165,7 @@ def _default_name(values: dict[str, Any]) -> str:
 class JobSpec(Config):
     """A job, complete: what is stored, shown and run."""
 
-    spec_version: Literal[1] = SPEC_VERSION
+    spec_version: Literal[2] = SPEC_VERSION
     data: DataConfig
     teachers: list[TeacherConfig] = Field(min_length=1, max_length=16)
     student: StudentConfig

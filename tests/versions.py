@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from kdcore import spec, upgrade
+from kdcore.config import SPEC_VERSION
 from kdcore.spec import JobSpec
 from storage.settings import Settings
 from tests.conftest import REDIS, drop_postgres, drop_queues, embedded, new_postgres
@@ -63,15 +64,18 @@ def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Se
         yield settings
 
 
-class LaterSpec(JobSpec):
-    """A spec of version 2: one more field, with a default."""
+NEXT = SPEC_VERSION + 1
 
-    spec_version: Literal[2] = 2  # type: ignore[assignment]
+
+class LaterSpec(JobSpec):
+    """A spec of the next version: one more field, with a default."""
+
+    spec_version: Literal[3] = 3  # type: ignore[assignment]
     patience: int = 3
 
 
-def begin_version_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def begin_next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process is of a later release, which knows `LaterSpec`."""
     monkeypatch.setattr(spec, "JobSpec", LaterSpec)
-    monkeypatch.setattr(upgrade, "SPEC_VERSION", 2)
-    monkeypatch.setattr(upgrade, "STEPS", (lambda document: document,))
+    monkeypatch.setattr(upgrade, "SPEC_VERSION", NEXT)
+    monkeypatch.setattr(upgrade, "STEPS", (*upgrade.STEPS, lambda document: document))

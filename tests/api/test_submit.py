@@ -38,7 +38,7 @@ def test_a_job_is_accepted_shown_and_filled_in(client: httpx.Client):
         assert job[absent] is None, absent
     assert job["queue"]["position"] >= 1
     assert job["created_at"].endswith("Z")
-    assert job["spec"]["spec_version"] == 1
+    assert job["spec"]["spec_version"] == 2
     assert job["spec"]["stages"][0]["name"] == "distill-1"
     assert job["plan"]["total_steps"] > 0
     again = client.get(response.headers["location"])

@@ -13,7 +13,7 @@ from storage import schema
 from storage.database import Database
 from storage.settings import Settings
 from storage.tables import IdempotencyKey, Job
-from tests.versions import NAMES, begin_version_2, first_release, written
+from tests.versions import NAMES, NEXT, begin_next_version, first_release, written
 
 from .conftest import Api, eventually, said, serving, submit
 
@@ -48,7 +48,7 @@ def test_a_post_that_was_answered_by_the_first_release_is_known_again(
                 assert answer.status_code == 201, answer.text
                 assert answer.json()["id"] == jobs[name]
             said(repeat(client, "waits", "seed: 4\n"), 422, "idempotency_key_reused")
-            begin_version_2(monkeypatch)
+            begin_next_version(monkeypatch)
         said(repeat(client, "waits", "patience: 4\n"), 422, "idempotency_key_reused")
 
 
@@ -59,7 +59,7 @@ def test_a_key_whose_job_a_later_version_accepted_is_no_fault_of_the_client(firs
             session.execute(
                 update(Job)
                 .where(Job.id == job.id)
-                .values(spec=job.spec | {"spec_version": 2, "patience": 3}, spec_digest="sha256:2")
+                .values(spec=job.spec | {"spec_version": NEXT, "patience": 3}, spec_digest="sha256:2")
             )
             session.execute(
                 update(IdempotencyKey).where(IdempotencyKey.job_id == job.id).values(spec_digest="sha256:2")
@@ -70,7 +70,7 @@ def test_a_key_whose_job_a_later_version_accepted_is_no_fault_of_the_client(firs
         assert shown["queue"]["reason"] == "no worker is running"
         with api.worker():
             shown = client.get(f"/jobs/{jobs['waits']}").json()
-            assert shown["queue"]["reason"] == "no worker reads spec version 2; upgrade the workers"
+            assert shown["queue"]["reason"] == "no worker reads spec version 3; upgrade the workers"
 
 
 def test_a_teacher_of_an_older_version_is_taken_though_its_model_had_fewer_fields(first_release: Settings) -> None:

@@ -47,7 +47,7 @@ def test_the_stored_spec_is_complete_and_comes_back_the_same(text: str) -> None:
     assert parse_spec(json.dumps(document)) == spec
     assert spec_document(parse_spec(document)) == document
     assert spec_digest(parse_spec(json.dumps(document))) == spec_digest(spec)
-    assert document["spec_version"] == 1
+    assert document["spec_version"] == 2
 
 
 def test_examples_are_there() -> None:

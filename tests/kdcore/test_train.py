@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcore import train
 from kdcore.errors import TrainingError
 from kdcore.job import Job, choose_here, open_job
-from kdcore.losses import cross_entropy
+from kdcore.losses import Batch, cross_entropy
 from kdcore.losses.kd import KD
 from kdcore.models import Network
 from kdcore.recorder import Recorder, term_names
@@ -271,11 +271,11 @@ def test_an_update_that_is_not_finite_never_reaches_a_checkpoint(
     """The loss is finite, its gradient is not: the loss tells only a step later, and a checkpoint lies between."""
     forward, calls = KD.forward, 0
 
-    def broken(self: KD, student: Any, *others: Any) -> Tensor:
+    def broken(self: KD, batch: Batch) -> Tensor:
         nonlocal calls
         calls += 1
-        zero = 0 * student["logits"].sum()
-        return forward(self, student, *others) + (zero.sqrt() if calls == 7 else zero)
+        zero = 0 * batch.student["logits"].sum()
+        return forward(self, batch) + (zero.sqrt() if calls == 7 else zero)
 
     monkeypatch.setattr(KD, "forward", broken)
     tiny["stages"][0]["gradient_clip"] = clip
@@ -435,9 +435,9 @@ def test_bf16_trains_in_autocast_with_losses_and_weights_in_float32(
     types = set()
     forward = KD.forward
 
-    def watch(self: KD, student: Any, teacher: Any, labels: Any) -> Tensor:
-        types.update(view.dtype for views in (student, teacher) for view in views.values())
-        return forward(self, student, teacher, labels)
+    def watch(self: KD, batch: Batch) -> Tensor:
+        types.update(view.dtype for views in (batch.student, *batch.teachers) for view in views.values())
+        return forward(self, batch)
 
     monkeypatch.setattr(KD, "forward", watch)
     plain, _ = light(tiny)

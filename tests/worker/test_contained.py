@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from kdcore.checkpoint import file_digest
+from kdcore.config import SPEC_VERSION
 from kdcore.plan import make_plan
 from kdcore.spec import parse_spec, spec_digest, spec_document
 from storage import attempts, records, submissions
@@ -31,7 +32,7 @@ def ledger(settings: Settings, database: Database) -> Ledger:
             session, owner=OWNER, spec=spec_document(spec), spec_digest=spec_digest(spec),
             plan=make_plan(spec).model_dump(mode="json"), max_queued=10,
         )  # fmt: skip
-        job = attempts.claim(session, "worker-1", ("auto", "cpu"), 60.0, spec_version=1)
+        job = attempts.claim(session, "worker-1", ("auto", "cpu"), 60.0, spec_version=SPEC_VERSION)
     assert job is not None
     return Ledger(database, settings, Fence(job.id, job.attempt))
 

@@ -7,6 +7,7 @@ import torch
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
+from kdcore.config import SPEC_VERSION
 from kdcore.reporter import RecordingReporter
 from storage import queries, schema, workers
 from storage.database import Database
@@ -21,7 +22,7 @@ from .conftest import SPEC, Rig
 
 def of_version_2(session: Session, job_id: str) -> None:
     """As a newer API would store it: first in the queue, with a field that nobody here knows."""
-    document = session.get_one(Job, job_id).spec | {"spec_version": 2, "unheard_of": True}
+    document = session.get_one(Job, job_id).spec | {"spec_version": SPEC_VERSION + 1, "unheard_of": True}
     session.execute(update(Job).where(Job.id == job_id).values(spec=document, priority=100))
 
 
@@ -63,7 +64,7 @@ def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
     assert (waiting.status, waiting.attempt) == ("queued", 0)
     with rig.database.read() as session:
         wait = queries.explain_wait(session, waiting, 60)
-    assert wait.reason == "no worker reads spec version 2; upgrade the workers"
+    assert wait.reason == "no worker reads spec version 3; upgrade the workers"
 
 
 def checkpoints(rig: Rig, job_id: str) -> list[Checkpoint]:
