@@ -14,15 +14,14 @@ On {samples} test samples, used once, after everything was chosen on the validat
 
 {table}
 
-Agreement is the share of test samples on which the model predicts what the teacher predicts. Latency is that of
-one sample through onnxruntime on one thread of `{cpu}`. Expected calibration error: {bins} bins of equal width.
+{explained}Latency is that of one sample through onnxruntime on one thread of `{cpu}`.
 {gain}
 ## What it is
 
 - Data: `{data}` ({data_digest}), classes: {classes}.
 {teachers}
 - Student: `{student}`.
-- Input: float32 in [0, 1], shape (batch, {shape}); a stored value v is v / {scale:g}. Output: logits, (batch, {count}).
+- Input: {input}. Output: {output}, (batch, {count}).
 - Spec `{spec_digest}`, seed {seed}. `model.json` says the rest, `result.json` holds every number.
 
 ## How to run it
@@ -35,10 +34,10 @@ ONNX, any batch size, normalisation inside:
 import numpy
 import onnxruntime
 
-images = numpy.random.default_rng(0).random((4, {shape}), dtype="float32")
+{samples_code}
 session = onnxruntime.InferenceSession("student.onnx")
-logits = session.run(["logits"], {{"input": images}})[0]
-print(logits.argmax(1))
+logits = session.run(["logits"], {{"input": samples}})[0]
+print({shown})
 ```
 
 torch.export, any batch size, normalisation inside:
@@ -47,14 +46,16 @@ torch.export, any batch size, normalisation inside:
 import numpy
 import torch
 
-images = numpy.random.default_rng(0).random((4, {shape}), dtype="float32")
+{samples_code}
 student = torch.export.load("student.pt2").module()
 with torch.no_grad():
-    logits = student(torch.from_numpy(images)).numpy()
-print(logits.argmax(1))
+    logits = student(torch.from_numpy(samples)).numpy()
+print({shown})
 ```
+{bare}"""
 
-The bare weights, in plain torch; normalise first:
+BARE = """
+The bare weights, in plain torch:
 
 ```python
 import json
@@ -65,30 +66,32 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 weights = load_file("student.safetensors")
-with open("model.json") as file:
-    preprocessing = json.load(file)["preprocessing"]
-channel = {{name: torch.tensor(preprocessing[name]).view({view}) for name in ("mean", "std")}}
-
+{channel}
 
 {code}
 
 
-images = numpy.random.default_rng(0).random((4, {shape}), dtype="float32")
-logits = student(torch.from_numpy(images)).numpy()
-print(logits.argmax(1))
+{samples_code}
+logits = student(torch.from_numpy(samples)).numpy()
+print({shown})
 ```
+"""
+CHANNEL = """\
+with open("model.json") as file:
+    preprocessing = json.load(file)["preprocessing"]
+channel = {{name: torch.tensor(preprocessing[name]).view({view}) for name in ("mean", "std")}}
+
 """
 
 
-def model_card(result: Mapping[str, Any], model: Mapping[str, Any], code: str) -> str:
+def model_card(result: Mapping[str, Any], model: Mapping[str, Any], code: str | None) -> str:
     """The text of README.md.
 
     Args:
         result: the result document.
         model: the content of model.json.
-        code: `plain.plain_function` of the student.
+        code: `plain.plain_function` of the student; none where plain torch code cannot say what it does.
     """
-    shape = model["input"]["shape"]
     made = model["provenance"]
     return TEMPLATE.format(
         name=model["name"],
@@ -96,27 +99,82 @@ def model_card(result: Mapping[str, Any], model: Mapping[str, Any], code: str) -
         samples=f"{result['test_samples']:,}",
         table=_table(result),
         cpu=result["choices"]["cpu"],
-        bins=result["student"]["ece_bins"],
+        explained=_explained(result),
         gain=_gain(result["gain"]),
         data=made["data"]["type"],
         data_digest=made["data_digest"],
         classes=", ".join(model["classes"]),
         teachers="\n".join(map(_teacher, made["teachers"])),
         student=_config(model["architecture"]),
-        scale=model["preprocessing"]["scale"],
+        input=_input(model),
+        output=OUTPUTS[model["task"]],
         count=len(model["classes"]),
         spec_digest=made["spec_digest"],
         seed=made["seed"],
-        shape=", ".join(map(str, shape)),
-        view=", ".join(["-1", *["1"] * (len(shape) - 1)]),
-        code=code,
+        samples_code=_samples(model),
+        shown=SHOWN[model["task"]],
+        bare=_bare(model, code),
     )
+
+
+OUTPUTS = {
+    "classification": "logits",
+    "multi_label": "logits, one for each class that may be there",
+    "regression": "the targets",
+    "embedding": "an embedding, to be compared by cosine",
+}
+SHOWN = {
+    "classification": "logits.argmax(1)",
+    "multi_label": "logits > 0",
+    "regression": "logits",
+    "embedding": "logits / numpy.linalg.norm(logits, axis=1, keepdims=True)",
+}
+
+
+def _input(model: Mapping[str, Any]) -> str:
+    shape = ", ".join(map(str, model["input"]["shape"]))
+    if "tokenizer" in model["preprocessing"]:
+        return f"int64 tokens, shape (batch, {shape}); `model.json` holds the vocabulary and how texts are cut"
+    scale = model["preprocessing"]["scale"]
+    view = f", the view `{_config(model['input']['view'])}` of a sample" if model["input"]["view"] else ""
+    stored = f"; a stored value v is v / {scale:g}" if scale != 1 else ""
+    return f"float32, in [0, 1] where samples are pictures, shape (batch, {shape}){view}{stored}"
+
+
+def _samples(model: Mapping[str, Any]) -> str:
+    """Code that makes samples up."""
+    shape = ", ".join(map(str, model["input"]["shape"]))
+    if "tokenizer" in model["preprocessing"]:
+        return (
+            f"samples = numpy.random.default_rng(0).integers(0, {model['preprocessing']['vocabulary']}, (4, {shape}))"
+        )
+    return f'samples = numpy.random.default_rng(0).random((4, {shape}), dtype="float32")'
+
+
+def _bare(model: Mapping[str, Any], code: str | None) -> str:
+    if code is None:
+        return ""
+    after = len(model["input"]["shape"]) - 1 if model["input"]["layout"] == "NCHW" else 0
+    channel = CHANNEL.format(view=", ".join(["-1", *["1"] * after])) if "channel[" in code else ""
+    return BARE.format(channel=channel, code=code, samples_code=_samples(model), shown=SHOWN[model["task"]])
+
+
+def _explained(result: Mapping[str, Any]) -> str:
+    """What the rows of the table mean that do not speak for themselves."""
+    sentences = []
+    if "agreement" in result["student"]:
+        sentences.append(
+            "Agreement is the share of test samples on which the model predicts what the teacher predicts."
+        )
+    if "ece_bins" in result["student"]:
+        sentences.append(f"Expected calibration error: {result['student']['ece_bins']} bins of equal width.")
+    return "".join(f"{sentence} " for sentence in sentences)
 
 
 def _table(result: Mapping[str, Any]) -> str:
     columns = [("teacher", "teacher"), ("student alone", "baseline"), ("student distilled", "student")]
     columns = [(title, key) for title, key in columns if result[key] is not None]
-    top = result["student"]["top_k"]
+    top = result["student"].get("top_k")
     rows: list[tuple[str, list[str]]] = [
         (title, [_number(result[model], key, form) for _, model in columns])
         for title, key, form in (
@@ -124,12 +182,21 @@ def _table(result: Mapping[str, Any]) -> str:
             (f"top-{top} accuracy", "top_k_accuracy", ".4f"),
             ("negative log-likelihood", "nll", ".4f"),
             ("expected calibration error", "ece", ".4f"),
+            ("macro F1", "macro_f1", ".4f"),
+            ("area under the ROC curve", "auroc", ".4f"),
+            ("mean absolute error", "mae", ".4g"),
+            ("root of the mean squared error", "rmse", ".4g"),
+            ("R²", "r2", ".4f"),
+            ("recall at 1", "recall_at_1", ".4f"),
+            ("recall at 5", "recall_at_5", ".4f"),
             ("agreement with the teacher", "agreement", ".4f"),
+            ("mean absolute difference from the teacher", "teacher_mae", ".4g"),
             ("predictive KL from the teacher", "predictive_kl", ".4f"),
             ("parameters", "parameters", ",d"),
             ("multiply-adds, doubled (FLOPs)", "flops", ",d"),
             ("bytes of weights", "bytes", ",d"),
         )
+        if key in result["student"]
     ]
     rows.append(("latency p50, ms", [f"{result[model]['latency_ms']['p50']:.3f}" for _, model in columns]))
     lines = [f"| | {' | '.join(title for title, _ in columns)} |", f"| --- |{' ---: |' * len(columns)}"]
@@ -144,11 +211,16 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return ""
     low, high = gain["interval"]
-    test = gain["mcnemar"]
-    points = f"{gain['accuracy'] * 100:+.2f} points, 95% interval {low * 100:+.2f} to {high * 100:+.2f}"
+    name = gain["score"]
+    points = f"{gain[name] * 100:+.2f} points, 95% interval {low * 100:+.2f} to {high * 100:+.2f}"
+    if name == "mae":
+        points = f"an error less by {gain[name]:+.4g}, 95% interval {low:+.4g} to {high:+.4g}"
+    text = f"\nGain of distillation over the same student trained on the labels alone: {points} ({gain['method']})."
+    test = gain.get("mcnemar")
+    if test is None:
+        return f"{text}\n"
     return (
-        f"\nGain of distillation over the same student trained on the labels alone: {points} ({gain['method']})."
-        f" McNemar's test ({test['method']}): {test['only_student_right']} samples only the distilled student has"
+        f"{text} McNemar's test ({test['method']}): {test['only_student_right']} samples only the distilled student has"
         f" right, {test['only_baseline_right']} only the other, p = {test['p']:.2g}.\n"
     )
 

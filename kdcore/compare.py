@@ -9,8 +9,28 @@ from torch import Tensor
 RESAMPLES = 10_000
 
 
-def gain(student_right: Tensor, baseline_right: Tensor, seed: int) -> dict[str, Any]:
-    """The student's gain in accuracy over the baseline, with its uncertainty, as JSON values.
+def gain(score: str, student: Tensor, baseline: Tensor, seed: int) -> dict[str, Any]:
+    """The student's gain over the baseline, with its uncertainty, as JSON values; above 0 the student is better.
+
+    Args:
+        score: what is compared; its mean difference is under this name.
+        student, baseline: (N,) float64, what each test sample adds to the score; more is better.
+        seed: of the resampling.
+    """
+    if bool(((student == 0) | (student == 1)).all() and ((baseline == 0) | (baseline == 1)).all()):
+        return {"score": score, **gain_of_hits(score, student > 0, baseline > 0, seed)}
+    difference = (student - baseline).numpy()
+    draws = np.random.default_rng(seed)
+    samples = len(difference)
+    means = [difference[draws.integers(0, samples, samples)].mean() for _ in range(RESAMPLES // 10)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    method = f"paired bootstrap over the {samples} test samples, {RESAMPLES // 10} resamples, percentile interval"
+    mean = float(difference.mean())
+    return {"score": score, score: mean, "interval": [float(low), float(high)], "confidence": 0.95, "method": method}
+
+
+def gain_of_hits(score: str, student_right: Tensor, baseline_right: Tensor, seed: int) -> dict[str, Any]:
+    """The gain where every sample is a hit or a miss, with McNemar's test.
 
     Args:
         student_right, baseline_right: (N,) bool: which test samples each classifies rightly.
@@ -21,7 +41,7 @@ def gain(student_right: Tensor, baseline_right: Tensor, seed: int) -> dict[str, 
     samples = len(student_right)
     low, high = bootstrap_interval(only_student, only_baseline, samples, seed)
     return {
-        "accuracy": (only_student - only_baseline) / samples,
+        score: (only_student - only_baseline) / samples,
         "interval": [low, high],
         "confidence": 0.95,
         "method": f"paired bootstrap over the {samples} test samples, {RESAMPLES} resamples, percentile interval",

@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from kdcore.data import DataFacts
 from kdcore.errors import TrainingError, is_memory_error
-from kdcore.inputs import Classifier
+from kdcore.inputs import Classifier, example_inputs
 from kdcore.latency import session
 from kdcore.state import Weights
 
@@ -32,13 +33,13 @@ def save_weights(path: Path, weights: Weights) -> None:
     path.write_bytes(save({name: value.contiguous() for name, value in sorted(weights.items())}, {"format": "pt"}))
 
 
-def trace(classifier: Classifier, input_shape: tuple[int, ...]) -> ExportedProgram:
+def trace(classifier: Classifier, facts: DataFacts) -> ExportedProgram:
     """torch.export of a classifier on the CPU, for any batch size.
 
     Raises:
         TrainingError: `export_failed`, kind system.
     """
-    example = torch.zeros(2, *input_shape)  # 0 and 1 would be taken for constants
+    example = example_inputs(facts, 2)  # 0 and 1 would be taken for constants
     with _quiet("torch.export"), torch.no_grad():
         shapes = ({0: torch.export.Dim("batch")},)
         return torch.export.export(classifier.eval(), (example,), dynamic_shapes=shapes)
@@ -84,7 +85,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
     onnx.save_model(model, str(path))
 
 
-def check(classifier: Classifier, program: ExportedProgram, onnx_path: Path, input_shape: tuple[int, ...]) -> None:
+def check(classifier: Classifier, program: ExportedProgram, onnx_path: Path, facts: DataFacts) -> None:
     """Compare both exports with the network, at batch 1 and others.
 
     Raises:
@@ -93,7 +94,7 @@ def check(classifier: Classifier, program: ExportedProgram, onnx_path: Path, inp
     runtime, module = session(onnx_path), program.module()
     generator = torch.Generator().manual_seed(0)
     for batch in (1, 2, 7):
-        inputs = torch.rand(batch, *input_shape, generator=generator)
+        inputs = example_inputs(facts, batch, generator)
         with torch.no_grad():
             wanted = classifier(inputs)
             _close("torch.export", module(inputs), wanted)

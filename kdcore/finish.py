@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 import kdcore
 from kdcore import export
 from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
+from kdcore.data import DataFacts
 from kdcore.inputs import Classifier, Normalise
 from kdcore.job import Job, teacher_name, view_shapes
 from kdcore.latency import measure_latency
@@ -28,7 +30,7 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     """
     taught = [teacher_name(index) for index in range(len(job.spec.teachers))]
     names = [name for name in (*taught, "baseline", "student") if name in job.state.models]
-    logits = {name: job.predict(job.finished(name), "test") for name in names}
+    logits = {name: job.predict(job.finished(name), "test", job.reader_of(name)) for name in names}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
         code, speeds = write_models(job, out)
@@ -41,13 +43,13 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     return result
 
 
-def write_models(job: Job, out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+def write_models(job: Job, out: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
     """Write every model file, and time the teacher and the student.
 
     Returns:
-        The student as plain torch code, and the speeds by model.
+        The student as plain torch code, where that can say what it does, and the speeds by model.
     """
-    shape = job.data.facts.input_shape
+    facts = job.student_reader.facts
     models = job.state.models
     export.save_weights(out / "student.safetensors", models["student"])
     if "baseline" in models:
@@ -58,40 +60,49 @@ def write_models(job: Job, out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
 
     job.session.poll()
     student = classifier(job, "student")
-    program = export.trace(student, shape)
+    program = export.trace(student, facts)
     job.session.poll()
     export.save_onnx(program, out / "student.onnx")
-    code = plain_function(program)
+    code = plain_or_none(program)
     export.save_program(program, out / "student.pt2")
-    export.check(student, program, out / "student.onnx", shape)
-    speeds = {"student": measure_latency(out / "student.onnx", shape)}
+    export.check(student, program, out / "student.onnx", facts)
+    speeds = {"student": measure_latency(out / "student.onnx", facts)}
 
     for index in range(len(job.spec.teachers)):
         job.session.poll()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "teacher.onnx"
-            export.save_onnx(export.trace(classifier(job, teacher_name(index)), shape), path)
-            speeds[teacher_name(index)] = measure_latency(path, shape)
+            seen = job.teacher_readers[index].facts
+            export.save_onnx(export.trace(classifier(job, teacher_name(index)), seen), path)
+            speeds[teacher_name(index)] = measure_latency(path, seen)
     return code, speeds
+
+
+def plain_or_none(program: ExportedProgram) -> str | None:
+    try:
+        return plain_function(program)
+    except ValueError:
+        return None
 
 
 def classifier(job: Job, name: str) -> Classifier:
     """A finished network on the CPU with its normalisation, as it is exported."""
-    return Classifier(Normalise(job.data.facts), job.finished(name).cpu()).eval()
+    return Classifier(Normalise(job.reader_of(name).facts), job.finished(name).cpu()).eval()
 
 
 def model_document(job: Job) -> dict[str, Any]:
     """The content of model.json: what is needed to use the student, and where it comes from."""
-    facts, spec = job.data.facts, spec_document(job.spec)
+    facts, spec = job.student_reader.facts, spec_document(job.spec)
     architecture = {**spec["student"]["model"], "classes": spec["student"]["model"]["classes"] or len(facts.classes)}
     return {
         "format_version": 1,
         "name": job.spec.name,
         "architecture": architecture,
         "classes": list(facts.classes),
-        "input": {"shape": list(facts.input_shape), "layout": "NCHW" if len(facts.input_shape) == 3 else "NF"},
-        "preprocessing": {"scale": job.data.scale, "range": [0, 1], "mean": list(facts.mean), "std": list(facts.std)},
-        "views": {name: list(shape) for name, shape in view_shapes(job.finished("student"), facts.input_shape).items()},
+        "task": facts.task,
+        "input": {"shape": list(facts.input_shape), "layout": layout(facts), "view": spec["student"]["view"]},
+        "preprocessing": preprocessing(job, facts),
+        "views": {name: list(shape) for name, shape in view_shapes(job.finished("student"), facts).items()},
         "provenance": {
             "spec_digest": job.spec_digest,
             "data": spec["data"],
@@ -103,6 +114,20 @@ def model_document(job: Job) -> dict[str, Any]:
             "choices": job.choices.model_dump(mode="json"),
         },
     }
+
+
+def layout(facts: DataFacts) -> str:
+    """The dimensions of a batch: N samples, C channels, H rows, W columns, T places, F features."""
+    if facts.vocabulary is not None:
+        return "NT"
+    return {3: "NCHW", 2: "NTF", 1: "NF"}[len(facts.input_shape)]
+
+
+def preprocessing(job: Job, facts: DataFacts) -> dict[str, Any]:
+    """How a sample becomes what the student's files read: scaled to [0, 1], or cut into tokens."""
+    if facts.vocabulary is not None:
+        return {"tokenizer": job.data.tokenizer, "vocabulary": facts.vocabulary}
+    return {"scale": job.data.scale, "range": [0, 1], "mean": list(facts.mean), "std": list(facts.std)}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,42 +1,78 @@
-"""From stored samples to what a model reads: scaling to [0, 1] and normalisation."""
+"""From stored samples to what a model reads: scaling to [0, 1], its view of them, normalisation."""
 
+import torch
 from torch import Tensor, nn, tensor
 
-from kdcore.data import DataFacts
+from kdcore.data import BaseViewConfig, DataFacts
 from kdcore.models import Network
 
 
 class Normalise(nn.Module):
-    """Subtracts the mean and divides by the standard deviation, per channel."""
+    """Subtracts the mean and divides by the standard deviation, per channel or feature; leaves tokens alone."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, facts: DataFacts) -> None:
         super().__init__()
-        shape = (-1, *[1] * (len(facts.input_shape) - 1))  # (C, H, W) -> (C, 1, 1)
-        self.register_buffer("mean", tensor(facts.mean).view(shape))
-        self.register_buffer("std", tensor(facts.std).view(shape))
+        shape = facts.input_shape
+        # (C, H, W) -> (C, 1, 1); of a sequence (T, D), one each of the D; one number is the same for all
+        after = len(shape) - 1 if len(shape) == 3 else 0
+        self.register_buffer("mean", tensor(facts.mean).view(-1, *[1] * after))
+        self.register_buffer("std", tensor(facts.std).view(-1, *[1] * after))
+        self.is_text = facts.vocabulary is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, …) in [0, 1] -> (B, C, …) normalised."""
-        return (inputs - self.mean) / self.std
+        """(B, …) in [0, 1] -> (B, …) normalised."""
+        return inputs if self.is_text else (inputs - self.mean) / self.std
+
+
+class Reader(nn.Module):
+    """What a network does with a sample before its first layer: its view of it, normalised.
+
+    Attributes:
+        facts: of the samples as the network sees them.
+        normalise: the second half, which is exported with the network; the view is not.
+    """
+
+    def __init__(self, facts: DataFacts, view: BaseViewConfig | None) -> None:
+        super().__init__()
+        self.view = view
+        self.facts = view.facts(facts) if view is not None else facts
+        self.normalise = Normalise(self.facts)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, …) whole samples in [0, 1] -> (B, …) what the network reads."""
+        seen = self.view.apply(inputs, self.facts) if self.view is not None else inputs
+        read: Tensor = self.normalise(seen)
+        return read
 
 
 class Classifier(nn.Module):
-    """What is exported: a network with its normalisation inside, from [0, 1] to logits."""
+    """What is exported: a network with its normalisation inside, from [0, 1], or tokens, to logits."""
 
-    def __init__(self, normalise: Normalise, network: Network) -> None:
+    def __init__(self, normalise: nn.Module, network: Network) -> None:
         super().__init__()
         self.normalise = normalise
         self.network = network
 
     def forward(self, input: Tensor) -> Tensor:  # the name is the ONNX input's
-        """(B, C, …) float32 in [0, 1] -> (B, classes) logits."""
+        """(B, C, …) float32 in [0, 1] or (B, T) int64 -> (B, classes) logits."""
         logits: Tensor = self.network(self.normalise(input))
         return logits
 
 
 def unit(stored: Tensor, scale: float) -> Tensor:
-    """Stored samples (B, …) uint8 -> float32 in [0, 1]."""
-    return stored.float().div_(scale)
+    """Stored samples (B, …) -> float32 in [0, 1]; tokens, which are stored as int32, -> int64."""
+    if stored.dtype == torch.int32:
+        return stored.long()
+    return stored.float().div_(scale) if scale != 1 else stored.float()
+
+
+def example_inputs(facts: DataFacts, batch: int, generator: torch.Generator | None = None) -> Tensor:
+    """Made-up samples as an exported model reads them: (batch, …), zeros where there is no generator."""
+    shape = (batch, *facts.input_shape)
+    if facts.vocabulary is not None:
+        high = facts.vocabulary if generator is not None else 1
+        return torch.randint(0, high, shape, generator=generator)
+    return torch.rand(shape, generator=generator) if generator is not None else torch.zeros(shape)

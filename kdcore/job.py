@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kdcore import checkpoint
+from kdcore.bias import best_offset
 from kdcore.choices import Choices, apply, choose, usable_cores
-from kdcore.data import Dataset
+from kdcore.data import DataFacts, Dataset
 from kdcore.errors import TrainingError, data_errors, memory_errors
 from kdcore.evaluate import predict
-from kdcore.inputs import Classifier, Normalise
+from kdcore.inputs import Classifier, Reader, example_inputs
 from kdcore.losses import Context, Shapes, Term
 from kdcore.memory import Need, room_here
 from kdcore.models import Network
@@ -27,8 +28,10 @@ from kdcore.session import Session
 from kdcore.spec import JobSpec, spec_document
 from kdcore.spec import spec_digest as digest_of
 from kdcore.stages import Stage, list_stages
-from kdcore.state import State, Training, Weights, trained_parameters
+from kdcore.state import State, Training, Weights, copy_weights, trained_parameters
+from kdcore.tasks import TASKS, Task
 from kdcore.teacher import freeze, load_weights, weights_file
+from kdcore.transfer import choose_samples
 
 FINISHED = {"baseline": "baseline", "distill": "student"}
 """What the stages of a role leave, by its key in `state.models`."""
@@ -58,19 +61,38 @@ class Job:
     need: Need
     room: int | None
     """Bytes of the host's memory that there were for this job when it began."""
-    normalise: Normalise = field(init=False)
+    student_reader: Reader = field(init=False)
+    teacher_readers: list[Reader] = field(init=False)
     _teachers: dict[int, Network] = field(default_factory=dict)
     _teacher_logits: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.normalise = Normalise(self.data.facts).to(self.device)
+        facts, spec = self.data.facts, self.spec
+        self.student_reader = Reader(facts, spec.student.view).to(self.device)
+        self.teacher_readers = [Reader(facts, teacher.view).to(self.device) for teacher in spec.teachers]
 
     def memory_advice(self, batch_size: int) -> str:
         """What to do about running out of memory with this batch size."""
         return self.need.advise(batch_size, device_room() if self.device.type == "cuda" else self.room)
 
     def steps_per_epoch(self, stage: Stage) -> int:
-        return math.ceil(len(self.data.train) / stage.train.batch_size)
+        return math.ceil(len(self.samples(stage)[0]) / stage.train.batch_size)
+
+    def samples(self, stage: Stage) -> tuple[Tensor, Tensor]:
+        """The places of the training samples that the stage learns on, and every training sample's label as it is
+        seen there: teachers see all, the student the transfer set."""
+        if stage.role == "teacher" or self.spec.transfer.is_whole:
+            return self._everything
+        return self._transfer
+
+    @cached_property
+    def _everything(self) -> tuple[Tensor, Tensor]:
+        labels = self.data.train.labels
+        return torch.arange(len(labels), device=labels.device), labels
+
+    @cached_property
+    def _transfer(self) -> tuple[Tensor, Tensor]:
+        return choose_samples(self.spec.transfer, self.data.train.labels, self.data.facts.classes)
 
     def family(self, stage: Stage) -> str:
         """What shares its chance: the baseline has the initial weights, order and dropout of the student."""
@@ -87,10 +109,19 @@ class Job:
         The global generators are left as they were: a network may be built while another trains.
         """
         config = self.spec.teachers[index].model if role == "teacher" else self.spec.student.model
-        facts = self.data.facts
+        facts = self.reader(role, index).facts
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.spec.seed, "weights", role, index))
-            return config.build(facts.input_shape, len(facts.classes))
+            return config.build(facts.input_shape, len(facts.classes), facts.vocabulary)
+
+    def reader(self, role: str, index: int = 0) -> Reader:
+        """What the network of that role does with a sample before its first layer."""
+        return self.teacher_readers[index] if role == "teacher" else self.student_reader
+
+    def reader_of(self, name: str) -> Reader:
+        """Of a finished network; `name` is a key of `state.models`."""
+        _, _, number = name.partition("teacher-")
+        return self.reader("teacher", int(number) - 1) if number else self.student_reader
 
     def finished(self, name: str) -> Network:
         """A finished network with its weights, frozen, on the device; `name` is a key of `state.models`."""
@@ -109,6 +140,10 @@ class Job:
         """The teachers that the stage's losses look at, by their place in `teachers`."""
         return {index: self.teacher(index) for index in stage.teachers(len(self.spec.teachers))}
 
+    @property
+    def task(self) -> Task:
+        return TASKS[self.data.facts.task]
+
     @cached_property
     def validation_labels(self) -> Tensor:
         return self.data.validation.labels.cpu()
@@ -116,13 +151,13 @@ class Job:
     def teacher_validation_logits(self, index: int) -> Tensor:
         """(N, C) on the CPU; computed once."""
         if index not in self._teacher_logits:
-            self._teacher_logits[index] = self.predict(self.teacher(index), "validation")
+            self._teacher_logits[index] = self.predict(self.teacher(index), "validation", self.teacher_readers[index])
         return self._teacher_logits[index]
 
-    def predict(self, network: Network, split: str) -> Tensor:
+    def predict(self, network: Network, split: str, reader: Reader) -> Tensor:
         """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""
         samples = self.data.validation if split == "validation" else self.data.test
-        return predict(Classifier(self.normalise, network), samples, self.data.scale, self.session.poll)
+        return predict(Classifier(reader, network), samples, self.data.scale, self.session.poll)
 
     def prepare(self, stage: Stage) -> Training:
         """The stage's modules and generators as they begin, or as the checkpoint has them."""
@@ -143,20 +178,38 @@ class Job:
         return training
 
     def _terms(self, stage: Stage, model: Network) -> nn.ModuleList:
-        shape = self.data.facts.input_shape
         teachers = self.teachers_of(stage)
         places = range(max(teachers, default=-1) + 1)
+        facts, readers = self.reader(stage.role, stage.index).facts, self.teacher_readers
         context = Context(
-            student=view_shapes(model, shape),
-            teachers=[view_shapes(teachers[place], shape) if place in teachers else {} for place in places],
-            input_shape=shape,
-            classes=len(self.data.facts.classes),
+            student=view_shapes(model, facts),
+            teachers=[view_shapes(teachers[at], readers[at].facts) if at in teachers else {} for at in places],
+            input_shape=facts.input_shape,
+            vocabulary=facts.vocabulary,
+            classes=len(facts.classes),
+            task=facts.task,
+            partly_labelled=stage.role != "teacher" and self.spec.transfer.labelled < 1,
             samples=len(self.data.train),
             epochs=stage.train.epochs,
-            teacher_networks=[teachers.get(place, nn.Identity()) for place in places],
+            teacher_networks=[teachers.get(at, nn.Identity()) for at in places],
         )
         torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index))
         return nn.ModuleList(loss.build(context) for loss in stage.losses).to(self.device)
+
+    def offset(self, stage: Stage, best: dict[str, Any]) -> Weights:
+        """The best epoch's weights; of a student whose spec asks for it, with the offset that validates best."""
+        weights: Weights = best["weights"]
+        named = self.spec.student.offset_classes
+        if stage.role == "teacher" or not named:
+            return weights
+        student = self.network("student")
+        student.load_state_dict(weights)
+        chosen = torch.tensor([name in named for name in self.data.facts.classes])
+        logits = self.predict(student.to(self.device), "validation", self.student_reader)
+        best["values"]["offset"] = best_offset(logits, self.validation_labels, chosen)
+        with torch.no_grad():
+            student.output_bias()[chosen.to(self.device)] += best["values"]["offset"]
+        return copy_weights(student)
 
     def conclude(self, stage: Stage, weights: Weights) -> None:
         """Note what a stage leaves, and go on to the next."""
@@ -173,11 +226,11 @@ class Job:
 
 
 @torch.no_grad()
-def view_shapes(model: Network, input_shape: tuple[int, ...]) -> Shapes:
-    """The shapes of a model's views, without the batch."""
+def view_shapes(model: Network, facts: DataFacts) -> Shapes:
+    """The shapes of a model's views, without the batch; `facts` are of what it reads."""
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
-    views = model.eval().views(torch.zeros(1, *input_shape, device=device))
+    views = model.eval().views(example_inputs(facts, 1).to(device))
     for module, training in modes:
         module.training = training
     return {name: tuple(view.shape[1:]) for name, view in views.items()}
@@ -234,9 +287,12 @@ def open_job(
     }
     state = State(**saved["state"]) if saved is not None else State()
     stages = list_stages(spec)
-    steps = [stage.train.epochs * math.ceil(len(data.train) / stage.train.batch_size) for stage in stages]
+    sizes = [len(data.train) if stage.role == "teacher" else transferred(spec, data) for stage in stages]
+    steps = [
+        stage.train.epochs * math.ceil(size / stage.train.batch_size) for stage, size in zip(stages, sizes, strict=True)
+    ]
     flops = [sample_flops(stage, plan.teachers, plan.student) for stage in stages]
-    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, len(data.train), flops)
+    session = Session(reporter, checkpoints, state, header, spec.checkpoint, stages, steps, sizes, flops)
     running = saved["running"] if saved is not None else None
     job = Job(spec, digest, stages, data, device, choices, reporter, session, state, running, need, room)
     for index, teacher in enumerate(spec.teachers):
@@ -246,6 +302,13 @@ def open_job(
     if saved is not None:
         _tell(job, saved, header)
     return job
+
+
+def transferred(spec: JobSpec, data: Dataset) -> int:
+    """How many samples the student learns on."""
+    if spec.transfer.is_whole:
+        return len(data.train)
+    return len(choose_samples(spec.transfer, data.train.labels, data.facts.classes)[0])
 
 
 def _tell(job: Job, saved: Mapping[str, Any], header: Mapping[str, Any]) -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
+
+from kdcore.data import DataFacts
+from kdcore.inputs import example_inputs
 
 SECONDS = 0.25
 THROUGHPUT_BATCH = 64
@@ -19,19 +23,20 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def measure_latency(path: Path, input_shape: tuple[int, ...], seconds: float = SECONDS) -> dict[str, Any]:
+def measure_latency(path: Path, facts: DataFacts, seconds: float = SECONDS) -> dict[str, Any]:
     """Latency of one sample and throughput of a batch, by onnxruntime on one thread.
 
     Args:
-        path: of an ONNX file with an input `input`, (B, *input_shape).
+        path: of an ONNX file with an input `input`.
+        facts: of what it reads.
         seconds: how long each of the two is measured; one call is always made.
 
     Returns:
         `latency_ms` with `p50` and `p95` in milliseconds, and `samples_per_second` at batch 64.
     """
     runtime = session(path)
-    single = _times(runtime, (1, *input_shape), seconds)
-    many = _times(runtime, (THROUGHPUT_BATCH, *input_shape), seconds)
+    single = _times(runtime, facts, 1, seconds)
+    many = _times(runtime, facts, THROUGHPUT_BATCH, seconds)
     return {
         "latency_ms": {
             "p50": float(np.percentile(single, 50)) * 1000,
@@ -41,9 +46,9 @@ def measure_latency(path: Path, input_shape: tuple[int, ...], seconds: float = S
     }
 
 
-def _times(runtime: onnxruntime.InferenceSession, shape: tuple[int, ...], seconds: float) -> list[float]:
+def _times(runtime: onnxruntime.InferenceSession, facts: DataFacts, batch: int, seconds: float) -> list[float]:
     """Seconds of each call made within the time, after one to warm up."""
-    feed = {"input": np.random.default_rng(0).random(shape, dtype=np.float32)}
+    feed = {"input": example_inputs(facts, batch, torch.Generator().manual_seed(0)).numpy()}
     runtime.run(None, feed)
     end = time.perf_counter() + seconds
     times: list[float] = []

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 import torch
 
 from kdcore.config import Config, Loc, SpecError
-from kdcore.data import DataError, DataFacts
+from kdcore.data import DataError, DataFacts, ViewError
 from kdcore.losses import Context, LossError
-from kdcore.models import ModelConfig, ModelError
+from kdcore.models import ModelError
 from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, TermPlan, model_costs, plan_memory, sample_flops
 from kdcore.plan_warnings import warnings
-from kdcore.spec import JobSpec, StageConfig, TeacherTrainConfig, TrainConfig
+from kdcore.spec import JobSpec, StageConfig, StudentConfig, TeacherConfig, TeacherTrainConfig, TrainConfig
 from kdcore.stages import Stage, list_stages
+from kdcore.tasks import TASKS
+from kdcore.transfer import expected_samples, transfer_errors
 
 MOST_BYTES = 2**31 - 2**24
 """Of a model's weights: an ONNX file, by which every model is timed and the student exported, is below 2 GiB."""
@@ -57,17 +59,18 @@ def make_plan(spec: JobSpec) -> Plan:
     facts = _facts(spec, errors)
     if facts is None:
         raise SpecError(errors)
-    teachers = [
-        _model(teacher.model, facts, ("teachers", index, "model"), errors)
-        for index, teacher in enumerate(spec.teachers)
-    ]
-    student = _model(spec.student.model, facts, ("student", "model"), errors)
+    teachers = [_model(teacher, facts, ("teachers", index), errors) for index, teacher in enumerate(spec.teachers)]
+    student = _model(spec.student, facts, ("student",), errors)
+    if spec.select_by not in (scores := TASKS[facts.task].scores):
+        errors.append((("select_by",), f"{spec.select_by} is no score of a {facts.task}; use {', '.join(scores)}"))
     for index, teacher in enumerate(spec.teachers):
         if teacher.train is not None:
             loc = ("teachers", index, "train")
             _check_training(teacher.train, facts, loc, errors)
             if teacher.train.losses is not None:
                 _check_losses(teacher.train, loc, teachers[index], teachers[:index], facts, errors)
+    errors += [(("transfer", *loc), message) for loc, message in transfer_errors(spec.transfer, facts)]
+    _check_labels(spec, facts, errors)
     for index, stage in enumerate(spec.stages):
         _check_training(stage, facts, ("stages", index), errors)
         _check_losses(stage, ("stages", index), student, teachers, facts, errors)
@@ -79,7 +82,7 @@ def make_plan(spec: JobSpec) -> Plan:
 
 def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> Plan:
     stages = list_stages(spec)
-    planned = [_stage(stage, facts, teachers, student) for stage in stages]
+    planned = [_stage(stage, spec, facts, teachers, student) for stage in stages]
     first, small = teachers[0].plan, student.plan
     memory = plan_memory(stages, facts, teachers, student)
     return Plan(
@@ -93,31 +96,38 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
         stages=planned,
         total_steps=sum(stage.steps for stage in planned),
         training_flops=sum(
-            sample_flops(stage, [teacher.plan for teacher in teachers], small) * facts.train * stage.train.epochs
-            for stage in stages
+            sample_flops(stage, [teacher.plan for teacher in teachers], small) * each.samples * each.epochs
+            for stage, each in zip(stages, planned, strict=True)
         ),
         memory=memory,
         warnings=warnings(spec, first, small, memory),
     )
 
 
-def _stage(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> StagePlan:
-    per_epoch = math.ceil(facts.train / stage.train.batch_size)
+def stage_samples(stage: Stage, spec: JobSpec, facts: DataFacts) -> int:
+    """How many samples an epoch of the stage has, as far as that is known without the data."""
+    return facts.train if stage.role == "teacher" else expected_samples(spec.transfer, facts)
+
+
+def _stage(stage: Stage, spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> StagePlan:
+    samples = stage_samples(stage, spec, facts)
+    per_epoch = math.ceil(samples / stage.train.batch_size)
     return StagePlan(
         name=stage.name,
         epochs=stage.train.epochs,
         steps_per_epoch=per_epoch,
         steps=per_epoch * stage.train.epochs,
-        samples=facts.train,
+        samples=samples,
         batch_size=stage.train.batch_size,
         losses=_terms(stage, facts, teachers, student),
     )
 
 
 def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> list[TermPlan]:
-    trained = teachers[stage.index] if stage.role == "teacher" else student
+    taught = stage.role == "teacher"
+    trained, before = (teachers[stage.index], teachers[: stage.index]) if taught else (student, teachers)
     with torch.device("meta"):
-        terms = [loss.build(_context(stage.train, facts, teachers, trained)) for loss in stage.losses]
+        terms = [loss.build(_context(stage.train, facts, before, trained)) for loss in stage.losses]
     return [
         TermPlan(
             type=loss.type,
@@ -132,8 +142,10 @@ def _context(train: TrainConfig, facts: DataFacts, teachers: Sequence[Costs], tr
     return Context(
         student=trained.shapes,
         teachers=[teacher.shapes for teacher in teachers],
-        input_shape=facts.input_shape,
+        input_shape=trained.facts.input_shape,
+        vocabulary=trained.facts.vocabulary,
         classes=len(facts.classes),
+        task=facts.task,
         samples=facts.train,
         epochs=train.epochs,
         teacher_networks=[teacher.network for teacher in teachers],
@@ -148,9 +160,15 @@ def _facts(spec: JobSpec, errors: Errors) -> DataFacts | None:
         return None
 
 
-def _model(config: ModelConfig, facts: DataFacts, loc: Loc, errors: Errors) -> Costs | None:
-    classes = len(facts.classes)
-    if config.classes not in (None, classes):
+def _model(owner: TeacherConfig | StudentConfig, facts: DataFacts, place: Loc, errors: Errors) -> Costs | None:
+    config, loc, classes = owner.model, (*place, "model"), len(facts.classes)
+    if owner.view is not None:
+        try:
+            facts = owner.view.facts(facts)
+        except ViewError as error:
+            errors.append(((*place, "view", error.field), str(error)))
+            return None
+    if facts.task != "embedding" and config.classes not in (None, classes):
         message = f"the model has {config.classes} classes, the data has {classes}; leave `classes` out"
         errors.append(((*loc, "classes"), message))
         return None
@@ -165,13 +183,34 @@ def _model(config: ModelConfig, facts: DataFacts, loc: Loc, errors: Errors) -> C
     return costs
 
 
+def _check_labels(spec: JobSpec, facts: DataFacts, errors: Errors) -> None:
+    """Offsets name classes; with some labels unseen, only a loss that can do without a sample's label stays."""
+    for index, name in enumerate(spec.student.offset_classes):
+        if facts.task != "classification" or name not in facts.classes:
+            errors.append((("student", "offset_classes", index), f"the data has no class {name!r}"))
+    for number, stage in enumerate(spec.stages):
+        for index, loss in enumerate(stage.losses):
+            loc = ("stages", number, "losses", index, "type")
+            if spec.transfer.labelled == 0 and loss.needs_labels:
+                errors.append(
+                    (loc, f"{loss.type} needs labels, transfer.labelled is 0; use losses on the teacher only")
+                )
+            elif spec.transfer.labelled < 1 and loss.needs_labels and not loss.skips_unlabelled:
+                errors.append((loc, f"{loss.type} needs the label of every sample; set transfer.labelled to 1"))
+
+
 def _check_training(config: TrainConfig, facts: DataFacts, loc: Loc, errors: Errors) -> None:
     if config.batch_size > facts.train:
         message = f"{config.batch_size} is more than the {facts.train} training samples; use at most {facts.train}"
         errors.append(((*loc, "batch_size"), message))
-    size = min(facts.input_shape[1:])
+    pictures = len(facts.input_shape) == 3
+    if config.augment.is_on and not pictures:
+        message = f"augmentation changes pictures (C, H, W), the samples are {facts.input_shape}; leave it out"
+        errors.append(((*loc, "augment"), message))
+        return
+    size = min(facts.input_shape[1:], default=0)
     for field, pixels in (("crop", config.augment.crop), ("jitter", config.augment.jitter)):
-        if pixels >= size:
+        if pictures and pixels >= size:
             message = f"{pixels} pixels can push the whole {size}-pixel image out; use less, an eighth is usual"
             errors.append(((*loc, "augment", field), message))
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from kdcore.config import Config
 from kdcore.data import DataFacts
 from kdcore.evaluate import BATCH
+from kdcore.inputs import example_inputs
 from kdcore.models import ModelConfig
 from kdcore.optim import OptimizerConfig, SGDConfig
 from kdcore.stages import Stage
@@ -102,6 +103,7 @@ class Costs:
     Attributes:
         plan: what is shown of it.
         shapes: its views without the batch.
+        facts: of what it reads.
         network: without numbers, on the meta device.
         buffers: bytes of what is saved but not trained.
         activations: bytes that one sample's forward pass writes.
@@ -109,6 +111,7 @@ class Costs:
 
     plan: ModelPlan
     shapes: dict[str, tuple[int, ...]]
+    facts: DataFacts
     network: nn.Module
     buffers: int
     activations: int
@@ -143,8 +146,8 @@ def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
         ModelError: the model cannot be built for this data.
     """
     with torch.device("meta"), torch.no_grad():
-        network = config.build(facts.input_shape, len(facts.classes)).eval()
-        inputs = torch.empty(1, *facts.input_shape)
+        network = config.build(facts.input_shape, len(facts.classes), facts.vocabulary).eval()
+        inputs = example_inputs(facts, 1)
         with _Meter() as meter:
             views = network.views(inputs)
     shapes = {name: tuple(view.shape[1:]) for name, view in views.items()}
@@ -156,7 +159,7 @@ def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
         layers=[LayerPlan(name=name, shape=list(shape)) for name, shape in shapes.items()],
     )
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
-    return Costs(plan, shapes, network, buffers, meter.written + inputs.numel() * FLOAT)
+    return Costs(plan, shapes, facts, network, buffers, meter.written + inputs.numel() * FLOAT)
 
 
 def sample_flops(stage: Stage, teachers: Sequence[ModelPlan], student: ModelPlan) -> int:
@@ -180,7 +183,7 @@ def plan_memory(stages: Sequence[Stage], facts: DataFacts, teachers: Sequence[Co
         per_sample = trained.activations + sum(teachers[index].activations for index in read)
         most = max(most, per_sample)
         activations = max(activations, per_sample * stage.train.batch_size)
-    data = (math.prod(facts.input_shape) + LABEL) * (facts.train + facts.validation + facts.test)
+    data = (math.prod(facts.input_shape) * facts.bytes_each + LABEL) * (facts.train + facts.validation + facts.test)
     total = weights + copies + optimizer + activations + data
     return MemoryPlan(
         weights=weights,

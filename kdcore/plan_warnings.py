@@ -12,7 +12,9 @@ def warnings(spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: Memo
         found.append(
             f"the student ({student.parameters:,} parameters) is not smaller than the teacher ({teacher.parameters:,})"
         )
-    if not any(loss.needs_teacher and loss.weight for stage in spec.stages for loss in stage.losses):
+    if not any(
+        (loss.needs_teacher or loss.brings_teacher) and loss.weight for stage in spec.stages for loss in stage.losses
+    ):
         found.append("no stage learns from the teacher: give a loss such as kd a weight above 0")
     if spec.limits.max_memory is not None and memory.total > spec.limits.max_memory:
         found.append(

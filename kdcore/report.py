@@ -6,10 +6,19 @@ from typing import Any
 from torch import Tensor
 
 from kdcore.compare import gain
-from kdcore.evaluate import measure
 from kdcore.job import Job, teacher_name
 from kdcore.plan import ModelPlan, make_plan
 from kdcore.seeds import derive
+from kdcore.tasks import Task
+
+TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "label_accuracy": "share of right decisions",
+    "mae": "mean absolute error",
+    "recall_at_1": "recall at 1",
+}
+LEAST = frozenset({"mae"})
 
 
 def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -19,23 +28,25 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         logits: on the test split, (N, C) each: `teacher-1` and so on, `student` and, where there is one, `baseline`.
         speeds: `latency.measure_latency` of `teacher-1` and of `student`.
     """
-    labels = job.data.test.labels.cpu()
+    labels, task = job.data.test.labels.cpu(), job.task
     plan = make_plan(job.spec)
     names = [teacher_name(index) for index in range(len(plan.teachers))]
     teacher_logits = logits[names[0]]
     teachers = [
-        {**measure(logits[name], labels), **_size(size), **speeds[name]}
+        {**task.measure(logits[name], labels), **_size(size), **speeds[name]}
         for name, size in zip(names, plan.teachers, strict=True)
     ]
     # The baseline is the student's network with other weights: it is as large and as fast.
     same = {**_size(plan.student), **speeds["student"]}
-    student = {**measure(logits["student"], labels, teacher_logits), **same}
+    student = {**_worth(task, logits["student"], labels, teacher_logits), **same}
     baseline = difference = None
     if "baseline" in logits:
-        baseline = {**measure(logits["baseline"], labels, teacher_logits), **same}
-        right = {name: logits[name].argmax(1) == labels for name in ("student", "baseline")}
-        difference = gain(right["student"], right["baseline"], derive(job.spec.seed, "bootstrap"))
+        baseline = {**_worth(task, logits["baseline"], labels, teacher_logits), **same}
+        each = {name: task.of_each(logits[name], labels) for name in ("student", "baseline")}
+        difference = gain(task.compared, each["student"], each["baseline"], derive(job.spec.seed, "bootstrap"))
     result: dict[str, Any] = {
+        "task": task.name,
+        "score": task.main,
         "teacher": teachers[0],
         "teachers": teachers,
         "baseline": baseline,
@@ -50,27 +61,46 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
     return {"summary": summary(result), **result}
 
 
+def _worth(task: Task, logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, Any]:
+    """What a student is worth, and how much it is like its teacher."""
+    likeness = {name: score(logits, teacher_logits) for name, score in task.likeness.items()}
+    return {**task.measure(logits, labels), **likeness}
+
+
 def _size(plan: ModelPlan) -> dict[str, Any]:
     return {"parameters": plan.parameters, "flops": plan.flops, "bytes": plan.bytes}
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """One sentence, or two: what was kept, at what size, and whether distilling was worth it."""
-    teacher, student = result["teacher"], result["student"]
-    kept = student["accuracy"] / teacher["accuracy"] if teacher["accuracy"] else 1.0
-    text = (
-        f"The student keeps {kept:.1%} of the teacher's accuracy ({student['accuracy']:.4f} of"
-        f" {teacher['accuracy']:.4f}) with {_fewer(teacher['parameters'], student['parameters'])}."
-    )
+    teacher, student, score = result["teacher"], result["student"], result["score"]
+    fewer = _fewer(teacher["parameters"], student["parameters"])
+    both = f"{student[score]:.4f} of {teacher[score]:.4f}"
+    if score in LEAST:
+        text = (
+            f"The student's {TITLES[score]} is {student[score]:.4f}, the teacher's {teacher[score]:.4f}, with {fewer}."
+        )
+    else:
+        kept = student[score] / teacher[score] if teacher[score] else 1.0
+        text = f"The student keeps {kept:.1%} of the teacher's {TITLES[score]} ({both}) with {fewer}."
     found = result["gain"]
-    if found is None:
-        return text
+    return text if found is None else f"{text} {_gained(found)}"
+
+
+def _gained(found: Mapping[str, Any]) -> str:
     low, high = found["interval"]
     verdict = "" if low > 0 or high < 0 else ", so chance may explain it"
+    name = found["score"]
+    change = found[name]
+    if name == "mae":
+        return (
+            f"Distillation changed the mean absolute error by {-change:+.4g} against the same student trained on the"
+            f" labels alone (95% interval {-high:+.4g} to {-low:+.4g}{verdict})."
+        )
+    test = f", McNemar p = {found['mcnemar']['p']:.2g}" if "mcnemar" in found else ""
     return (
-        f"{text} Distillation changed accuracy by {found['accuracy'] * 100:+.2f} points against the same student"
-        f" trained on the labels alone (95% interval {low * 100:+.2f} to {high * 100:+.2f},"
-        f" McNemar p = {found['mcnemar']['p']:.2g}{verdict})."
+        f"Distillation changed {TITLES[name]} by {change * 100:+.2f} points against the same student trained on the"
+        f" labels alone (95% interval {low * 100:+.2f} to {high * 100:+.2f}{test}{verdict})."
     )
 
 
@@ -82,7 +112,8 @@ def _fewer(teacher: int, student: int) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """Teacher, baseline and student side by side, as text in columns."""
-    rows = [("", "accuracy", "agreement", "parameters", "size", "latency p50")]
+    score = result["score"]
+    rows = [("", TITLES[score], "agreement", "parameters", "size", "latency p50")]
     labelled = (("teacher", "teacher"), ("baseline", "student alone"), ("student", "student distilled"))
     for key, label in labelled:
         if (values := result[key]) is None:
@@ -90,7 +121,7 @@ def table(result: Mapping[str, Any]) -> str:
         agreement = f"{values['agreement']:.4f}" if "agreement" in values else "-"
         size = f"{values['bytes'] / 1024:,.1f} KiB"
         latency = f"{values['latency_ms']['p50']:.3f} ms"
-        rows.append((label, f"{values['accuracy']:.4f}", agreement, f"{values['parameters']:,}", size, latency))
+        rows.append((label, f"{values[score]:.4f}", agreement, f"{values['parameters']:,}", size, latency))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -20,12 +20,14 @@ from pydantic import (
 )
 
 from kdcore.config import SPEC_VERSION, Config, SpecError
-from kdcore.data import DataConfig
+from kdcore.data import DataConfig, ViewConfig
 from kdcore.document import read_document
 from kdcore.losses import LossConfig, default_losses
 from kdcore.messages import explain
 from kdcore.models import ModelConfig
 from kdcore.optim import AdamConfig, ConstantConfig, OptimizerConfig, ScheduleConfig
+from kdcore.tasks import TASKS, MetricName
+from kdcore.transfer import ClassName, TransferConfig
 from kdcore.upgrade import upgrade
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")]
@@ -116,6 +118,8 @@ class TeacherConfig(Config):
     """A teacher: its architecture, and either how to train it or the weights it has."""
 
     model: ModelConfig
+    view: ViewConfig | None = None
+    """What it reads of a sample; none: all of it. The student may read another view of the same sample."""
     train: TeacherTrainConfig | None = None
     """Defaults are filled in where neither `train` nor `weights` is given."""
     weights: JobWeights | FileWeights | None = None
@@ -139,6 +143,11 @@ class StudentConfig(Config):
     """The student: its architecture."""
 
     model: ModelConfig
+    view: ViewConfig | None = None
+    """What it reads of a sample; none: all of it. What is exported reads the view."""
+    offset_classes: list[ClassName] = Field(default_factory=list, max_length=10_000)
+    """Classes to whose logits an offset is added in the end, the one that is best on the validation split: for
+    classes that the transfer set lacks. The baseline gets its own."""
 
 
 class LimitsConfig(Config):
@@ -162,6 +171,10 @@ def _default_name(values: dict[str, Any]) -> str:
     return f"{values['data'].type}-{values['student'].model.type}"
 
 
+def _default_score(values: dict[str, Any]) -> MetricName:
+    return TASKS[values["data"].task_name].main
+
+
 class JobSpec(Config):
     """A job, complete: what is stored, shown and run."""
 
@@ -169,13 +182,15 @@ class JobSpec(Config):
     data: DataConfig
     teachers: list[TeacherConfig] = Field(min_length=1, max_length=16)
     student: StudentConfig
+    transfer: TransferConfig = TransferConfig()
     stages: list[StageConfig] = Field(default_factory=lambda: [StageConfig()], min_length=1, max_length=100)
     name: Name = Field(default_factory=_default_name)
     baseline: bool = True
     """Train the same student on the labels alone as well: what distillation must beat."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    select_by: Literal["accuracy", "nll"] = "accuracy"
-    """The validation metric that picks the best epoch of the teacher and of the last stage."""
+    select_by: MetricName = Field(default_factory=_default_score)
+    """The validation metric that picks the best epoch of the teacher and of the last stage; left out: the task's
+    first: accuracy, macro_f1, mae or recall_at_1."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` runs forward passes under autocast; weights stay float32."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kdcore.losses import CrossEntropyConfig, LossConfig
+from kdcore.data.base import TaskName
+from kdcore.losses import BinaryCrossEntropyConfig, CrossEntropyConfig, LossConfig, MSEConfig
 from kdcore.spec import JobSpec, TrainConfig
 
 
@@ -26,14 +27,15 @@ class Stage:
     losses: list[LossConfig]
 
     def teachers(self, count: int) -> list[int]:
-        """Which of the job's `count` teachers its losses look at, as indices from 0."""
-        return sorted(set().union(*(loss.reads(count) for loss in self.losses)))
+        """Which of the job's `count` teachers its losses look at, from 0; a teacher's are those before it."""
+        there = self.index if self.role == "teacher" else count
+        return sorted(set().union(*(loss.reads(there) for loss in self.losses)))
 
 
 def list_stages(spec: JobSpec) -> list[Stage]:
     """Teachers that are trained, then the baseline if wanted, then the distillation stages.
 
-    The baseline has the epochs and optimizers of the distillation stages, and cross-entropy alone.
+    The baseline has the epochs and optimizers of the distillation stages, and the task's label loss alone.
     """
     teachers = [
         Stage(
@@ -41,18 +43,33 @@ def list_stages(spec: JobSpec) -> list[Stage]:
             "teacher",
             index,
             teacher.train,
-            teacher.train.losses or [CrossEntropyConfig(label_smoothing=teacher.train.label_smoothing)],
+            teacher.train.losses or [label_loss(spec.data.task_name, teacher.train.label_smoothing)],
         )
         for index, teacher in enumerate(spec.teachers)
         if teacher.train is not None
     ]
     several = len(spec.stages) > 1
     baselines = [
-        Stage(f"baseline-{index + 1}" if several else "baseline", "baseline", index, stage, [CrossEntropyConfig()])
+        Stage(
+            f"baseline-{index + 1}" if several else "baseline",
+            "baseline",
+            index,
+            stage,
+            [label_loss(spec.data.task_name)],
+        )
         for index, stage in enumerate(spec.stages)
-        if spec.baseline
+        if spec.baseline and spec.transfer.labelled > 0
     ]
     distillation = [
         Stage(str(stage.name), "distill", index, stage, list(stage.losses)) for index, stage in enumerate(spec.stages)
     ]
     return [*teachers, *baselines, *distillation]
+
+
+def label_loss(task: TaskName, label_smoothing: float = 0.0) -> LossConfig:
+    """What a network learns its labels with, where nothing else is said."""
+    if task == "multi_label":
+        return BinaryCrossEntropyConfig()
+    if task == "regression":
+        return MSEConfig()
+    return CrossEntropyConfig(label_smoothing=label_smoothing)

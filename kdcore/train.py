@@ -9,11 +9,11 @@
 Nothing here knows a loss, a model or a data set by name.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from kdcore.augment import augment
 from kdcore.choices import Choices
 from kdcore.errors import diverged, memory_errors
-from kdcore.evaluate import accuracy, agreement, nll
 from kdcore.finish import finish
 from kdcore.inputs import unit
 from kdcore.job import Job, open_job
@@ -35,7 +34,7 @@ from kdcore.reporter import Reporter
 from kdcore.seeds import epoch_order, generator
 from kdcore.spec import JobSpec
 from kdcore.stages import Stage
-from kdcore.state import Training, copy_weights
+from kdcore.state import Training, all_finite, copy_weights
 from kdcore.teacher import assert_frozen
 
 
@@ -117,7 +116,7 @@ def train_stage(job: Job, stage: Stage, points: int) -> None:
         training.check(stage.name, state.step)
 
     assert state.best is not None
-    weights = state.best["weights"] if job.is_last(stage) else copy_weights(training.model)
+    weights = job.offset(stage, state.best) if job.is_last(stage) else copy_weights(training.model)
     job.conclude(stage, weights)
     job.session.save()
 
@@ -126,9 +125,10 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
     """The updates of an epoch that are not made yet; a resume starts in its middle."""
     state, config, split = job.state, stage.train, job.data.train
     model, terms, optimizer = training.model, training.terms, training.optimizer
-    teachers = job.teachers_of(stage)
+    teachers, reader = job.teachers_of(stage), job.reader(stage.role, stage.index)
     lucky = (job.spec.seed, job.family(stage), stage.index)  # baseline and student draw the same
-    order = epoch_order(len(split), *lucky, state.epoch).to(job.device)
+    samples, seen_labels = job.samples(stage)
+    order = samples[epoch_order(len(samples), *lucky, state.epoch).to(job.device)]
     steps_per_epoch = job.steps_per_epoch(stage)
     total_steps = config.epochs * steps_per_epoch
     bf16 = job.choices.precision == "bf16"
@@ -141,18 +141,18 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
         job.session.poll()
 
         batch = order[position * config.batch_size : (position + 1) * config.batch_size]
-        labels = split.labels[batch]
+        labels = seen_labels[batch]
         inputs = unit(split.inputs[batch], job.data.scale)  # (B, C, H, W) float32 in [0, 1]
         if config.augment.is_on:
             inputs = augment(inputs, config.augment, generator(job.device, *lucky, "augment", state.step))
-        inputs = job.normalise(inputs)
+        read = reader(inputs)
 
         with torch.autocast(job.device.type, torch.bfloat16) if bf16 else nullcontext():
-            views = model.views(inputs)
-            targets = teacher_views(teachers, inputs)
+            views = model.views(read)
+            targets = teacher_views(teachers, [each(inputs) for each in job.teacher_readers])
         views = {name: view.float() for name, view in views.items()}
         epoch = state.step / steps_per_epoch
-        seen = Batch(views, targets, labels, batch, inputs, epoch)
+        seen = Batch(views, targets, labels, batch, read, epoch)
         weights = [loss.weight_at(epoch) for loss in stage.losses]
         raw = [term(seen) for term in terms]
         loss: Tensor = torch.stack([weight * value for weight, value in zip(weights, raw, strict=True)]).sum()
@@ -175,11 +175,11 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
 
 
 @torch.no_grad()
-def teacher_views(teachers: Mapping[int, Network], inputs: Tensor) -> list[Views]:
-    """Each teacher's views of the very inputs the student sees, float32, without gradients, by its place."""
+def teacher_views(teachers: Mapping[int, Network], inputs: Sequence[Tensor]) -> list[Views]:
+    """Each teacher's views, float32, without gradients, by its place: of what it reads of the student's samples."""
     found: list[Views] = [{} for _ in range(max(teachers, default=-1) + 1)]
     for index, teacher in teachers.items():
-        found[index] = {name: view.float() for name, view in teacher.views(inputs).items()}
+        found[index] = {name: view.float() for name, view in teacher.views(inputs[index]).items()}
     return found
 
 
@@ -204,19 +204,18 @@ def extras(terms: nn.ModuleList) -> dict[str, Tensor]:
 def end_epoch(job: Job, stage: Stage, training: Training) -> None:
     """Validate, report, remember the best epoch, count the epochs that did not improve."""
     state = job.state
-    logits = job.predict(training.model, "validation")
-    labels = job.validation_labels
-    values = {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels)}
+    logits = job.predict(training.model, "validation", job.reader(stage.role, stage.index))
+    if not all_finite([logits]):
+        raise diverged(stage.name, state.step, "an output on the validation split", float("nan"))
+    values: dict[str, float] = {name: score(logits, job.validation_labels) for name, score in job.task.scores.items()}
     if stage.role == "distill":
-        for index in range(len(job.spec.teachers)):
-            name = "agreement" if index == 0 else f"agreement-{index + 1}"
-            values[name] = agreement(logits, job.teacher_validation_logits(index))
-    if not math.isfinite(values["nll"]):
-        raise diverged(stage.name, state.step, "the validation loss", values["nll"])
+        for index, (name, likeness) in product(range(len(job.spec.teachers)), job.task.likeness.items()):
+            suffix = f"-{index + 1}" if index else ""
+            values[name + suffix] = likeness(logits, job.teacher_validation_logits(index))
     job.reporter.metrics(stage.name, state.step, {f"validation/{name}": value for name, value in values.items()})
 
     state.epoch += 1
-    score = values["accuracy"] if job.spec.select_by == "accuracy" else -values["nll"]
+    score = job.task.better(job.spec.select_by, values[job.spec.select_by])
     if state.best is None or score > state.best["score"]:
         weights = copy_weights(training.model) if job.is_last(stage) else None
         state.best = {"epoch": state.epoch, "score": score, "values": values, "weights": weights}

@@ -5,6 +5,7 @@ from typing import Any
 
 from kdcore.config import SPEC_VERSION, SpecError
 
+
 def _as_it_is(document: dict[str, Any]) -> dict[str, Any]:
     """Only fields with defaults are new: from 1 to 2 those of losses, teachers, models and data."""
     return document

@@ -9,12 +9,14 @@ from kdcore.data.cifar10 import CIFAR10Config
 from kdcore.data.digits import DigitsConfig
 from kdcore.data.fashion_mnist import FashionMNISTConfig
 from kdcore.data.mnist import MNISTConfig
+from kdcore.data.views import VIEWS, BaseViewConfig, ViewConfig, ViewError
 
 DataConfig = Annotated[DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config, Field(discriminator="type")]
 DATA: tuple[type[BaseDataConfig], ...] = (DigitsConfig, MNISTConfig, FashionMNISTConfig, CIFAR10Config)
 
 __all__ = [
     "BaseDataConfig",
+    "BaseViewConfig",
     "CIFAR10Config",
     "DATA",
     "DataConfig",
@@ -25,4 +27,7 @@ __all__ = [
     "FashionMNISTConfig",
     "MNISTConfig",
     "Split",
+    "VIEWS",
+    "ViewConfig",
+    "ViewError",
 ]

@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,15 +29,24 @@ class DataError(ValueError):
         super().__init__(message)
 
 
+PADDING = 0
+"""The token that fills texts up to their length."""
+TaskName = Literal["classification", "multi_label", "regression", "embedding"]
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What is known of a data set without reading it.
 
     Attributes:
-        input_shape: one sample, (C, H, W).
-        classes: class names by index.
+        input_shape: one sample: (C, H, W) a picture, (T, D) a sequence, (D,) a vector, (T,) a text's tokens.
+        classes: class names by index; of a regression, the names of its targets.
         train, validation, test: samples in each split (published counts; a partial set may hold fewer).
-        mean, std: per channel, of inputs in [0, 1]; what the models' inputs are normalised with.
+        mean, std: per channel or feature, or one for all, of inputs in [0, 1]; what the models' inputs are
+            normalised with.
+        vocabulary: how many tokens there are, of texts; none: the samples are no texts.
+        task: what is to be learned from the labels.
+        bytes_each: of a stored number: 1 of pictures, 4 of tokens and measurements.
     """
 
     input_shape: tuple[int, ...]
@@ -46,11 +56,18 @@ class DataFacts:
     test: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    vocabulary: int | None = None
+    task: TaskName = "classification"
+    bytes_each: int = 1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory: `inputs` (N, C, H, W) uint8 and `labels` (N,) int64."""
+    """Samples in memory: `inputs` (N, …), uint8, float32 or int32 tokens, and `labels`.
+
+    Labels are (N,) int64 classes, of an embedding too; (N, C) float32 of 0 and 1 where several classes may be right;
+    (N, K) float32 targets of a regression.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -70,6 +87,7 @@ class Dataset:
         facts: with the true counts of this copy.
         scale: the value that stands for 1.0; stored inputs divided by it lie in [0, 1].
         digest: `sha256:<hex>` of all inputs and labels, in order.
+        tokenizer: how texts became tokens, as JSON values for the student's papers; none of other data.
     """
 
     facts: DataFacts
@@ -78,11 +96,11 @@ class Dataset:
     test: Split
     scale: float
     digest: str
+    tokenizer: Mapping[str, Any] | None = None
 
     def to(self, device: torch.device) -> "Dataset":
-        return Dataset(
-            self.facts, self.train.to(device), self.validation.to(device), self.test.to(device), self.scale, self.digest
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, **moved)
 
 
 class BaseDataConfig(Config):
@@ -96,6 +114,11 @@ class BaseDataConfig(Config):
     """Held out of the training samples to pick the best epoch: a count, or a fraction below 1."""
     train_samples: Count | None = None
     """Train on this many samples only, drawn once, the same for every seed; none: all."""
+
+    @property
+    def task_name(self) -> TaskName:
+        """What is to be learned from its labels."""
+        return "classification"
 
     def facts(self) -> DataFacts:
         """What the plan needs, with no data read.
@@ -150,20 +173,32 @@ def split_facts(config: BaseDataConfig, facts: DataFacts, available: int) -> Dat
     return replace(facts, train=train, validation=validation)
 
 
-def assemble(config: BaseDataConfig, facts: DataFacts, training: Split, test: Split, scale: float) -> Dataset:
+def assemble(
+    config: BaseDataConfig,
+    facts: DataFacts,
+    training: Split,
+    test: Split,
+    scale: float,
+    tokenizer: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Split the training samples as `config` says and count, check and digest all that was read.
 
     Raises:
         DataError: a label is no class, or the split leaves nothing to train on.
     """
     for split in (training, test):
-        if len(split) == 0 or int(split.labels.min()) < 0 or int(split.labels.max()) >= len(facts.classes):
-            raise DataError(f"{config.type}: labels must be 0 to {len(facts.classes) - 1}, and some sample there")
+        if len(split) == 0:
+            raise DataError(f"{config.type}: there must be some sample to train on, and some to test with")
+        whole = not split.labels.is_floating_point()
+        if whole and (int(split.labels.min()) < 0 or int(split.labels.max()) >= len(facts.classes)):
+            raise DataError(f"{config.type}: labels must be 0 to {len(facts.classes) - 1}")
+        if not whole and (split.labels.shape[1:] != (len(facts.classes),) or not bool(split.labels.isfinite().all())):
+            raise DataError(f"{config.type}: labels must be {len(facts.classes)} finite numbers a sample")
     kept, held = split_indices(config, len(training))
     train = Split(training.inputs[kept], training.labels[kept])
     validation = Split(training.inputs[held], training.labels[held])
     counted = replace(facts, train=len(train), validation=len(validation), test=len(test))
-    return Dataset(counted, train, validation, test, scale, _digest(train, validation, test))
+    return Dataset(counted, train, validation, test, scale, _digest(train, validation, test), tokenizer)
 
 
 def _digest(*splits: Split) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.config import Config
+from kdcore.data.base import TaskName
 from kdcore.losses.schedules import LossScheduleConfig
 
 Views = Mapping[str, Tensor]
@@ -55,7 +56,10 @@ class Context:
         student: shapes of the student's views, without the batch.
         teachers: of each teacher's; empty where the stage has no teacher.
         input_shape: of what the student reads, without the batch.
+        vocabulary: how many tokens there are, where it reads texts.
         classes: how many outputs the task has.
+        task: what is to be learned from the labels.
+        partly_labelled: whether some labels are -1: not seen.
         samples: in the training split.
         epochs: of the stage.
         teacher_networks: the frozen teachers themselves, for terms that reuse a part of one. A term never
@@ -65,7 +69,10 @@ class Context:
     student: Shapes
     teachers: Sequence[Shapes] = ()
     input_shape: tuple[int, ...] = (1,)
+    vocabulary: int | None = None
     classes: int = 2
+    task: TaskName = "classification"
+    partly_labelled: bool = False
     samples: int = 1
     epochs: int = 1
     teacher_networks: Sequence[nn.Module] = field(default=(), repr=False)
@@ -113,6 +120,10 @@ class BaseLossConfig(Config):
 
     needs_teacher: ClassVar[bool]
     needs_labels: ClassVar[bool]
+    brings_teacher: ClassVar[bool] = False
+    """Whether what the student learns from comes with it: a peer, or its own deeper layers."""
+    skips_unlabelled: ClassVar[bool] = False
+    """Whether it leaves samples out whose label is -1: not seen."""
     title: ClassVar[str]
     """What it is, in a few words, for the catalogue."""
     source: ClassVar[str]

@@ -23,6 +23,21 @@ class Network(nn.Module):
         """Every named output in order of depth, the last one `logits`: (B, …) -> name: (B, …)."""
         raise NotImplementedError
 
+    def norm_before(self, layer: str) -> nn.BatchNorm2d | None:
+        """The batch normalisation whose output the view `layer`, before its activation, is; None: it is of none."""
+        return None
+
+    def classifier(self) -> tuple[str, nn.Module] | None:
+        """The view that the logits are made from, and what makes them in evaluation; None: they are of no view."""
+        return None
+
+    def output_bias(self) -> nn.Parameter:
+        """(C,) of the layer that gives the logits, which must have one."""
+        heads = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        bias = heads[-1].bias
+        assert isinstance(bias, nn.Parameter)
+        return bias
+
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, …) normalised inputs -> (B, C) logits."""
         return self.views(inputs)["logits"]
@@ -38,14 +53,23 @@ class BaseModelConfig(Config):
     classes: int | None = Field(default=None, ge=2, le=1_000_000)
     """Outputs of the last layer; the data's classes where left out."""
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
+    def build(self, input_shape: tuple[int, ...], classes: int, vocabulary: int | None = None) -> Network:
         """The network, on the current default device, initialised from torch's global generator.
 
         Args:
-            input_shape: of one sample, without the batch: (C, H, W) or (features,).
+            input_shape: of one sample, without the batch: (C, H, W) a picture, (T, D) a sequence, (D,) a vector,
+                and with a vocabulary (T,) a text's tokens.
             classes: how many classes the data has; `self.classes` wins where given.
+            vocabulary: how many tokens there are, where samples are texts.
 
         Raises:
             ModelError: names the field that does not fit and what would.
         """
         raise NotImplementedError
+
+
+def refuse_texts(vocabulary: int | None, family: str) -> None:
+    """Raise `ModelError` where samples are texts, which most families cannot read."""
+    if vocabulary is not None:
+        message = f"{family} reads numbers, not words; use lstm, gru, text_cnn or text_transformer"
+        raise ModelError("type", f"{message}, or the view bag_of_words")

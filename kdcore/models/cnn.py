@@ -1,12 +1,12 @@
 """Plain convolutional networks: convolutions with 2x2 pooling, then fully connected layers."""
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore.models.base import BaseModelConfig, ModelError, Network
+from kdcore.models.base import BaseModelConfig, ModelError, Network, refuse_texts
 from kdcore.models.layers import ACTIVATIONS, ActivationName
 
 Channels = Annotated[int, Field(ge=1, le=8192)]
@@ -18,7 +18,8 @@ class CNNConfig(BaseModelConfig):
     """Convolutions that keep the size, each followed by 2x2 pooling, then fully connected layers.
 
     The well-known MNIST net "conv 64-128, fc 1024" is `{channels: [64, 128], kernel_size: 5, hidden: [1024]}`.
-    Views: `conv_1`, … (after activation and pooling), `hidden_1`, … (before the dropout) and `logits`.
+    Views: `conv_1_pre`, … (before the activation), `conv_1`, … (after activation and pooling), `hidden_1`, …
+    (before the dropout) and `logits`.
     """
 
     title: ClassVar[str] = "Convolutional network"
@@ -41,7 +42,8 @@ class CNNConfig(BaseModelConfig):
     """Share of each fully connected layer's outputs that is zeroed in training."""
     activation: ActivationName = "relu"
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
+    def build(self, input_shape: tuple[int, ...], classes: int, vocabulary: int | None = None) -> Network:
+        refuse_texts(vocabulary, self.type)
         if len(input_shape) != 3:
             raise ModelError("type", f"a cnn reads images (C, H, W), the data's samples are {input_shape}; use mlp")
         return CNN(self, self._map_size(input_shape), input_shape[0], self.classes or classes)
@@ -71,12 +73,30 @@ class CNN(Network):
         self.head = nn.Linear(widths[-1], classes)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
+        self.before = 1 if config.batch_norm else 0
+        """The place in a block of the last layer before the activation."""
+
+    def norm_before(self, layer: str) -> nn.BatchNorm2d | None:
+        for number, block in enumerate(self.convolutions, start=1):
+            if layer == f"conv_{number}_pre":
+                last = cast(nn.Sequential, block)[self.before]
+                return last if isinstance(last, nn.BatchNorm2d) else None
+        return None
+
+    def classifier(self) -> tuple[str, nn.Module]:
+        if self.hidden:
+            return f"hidden_{len(self.hidden)}", self.head
+        return f"conv_{len(self.convolutions)}", nn.Sequential(nn.Flatten(), self.head)
 
     def views(self, inputs: Tensor) -> dict[str, Tensor]:
         views: dict[str, Tensor] = {}
         features = inputs  # (B, C, H, W)
         for number, block in enumerate(self.convolutions, start=1):
-            features = views[f"conv_{number}"] = block(features)
+            for place, layer in enumerate(cast(nn.Sequential, block)):
+                features = layer(features)
+                if place == self.before:
+                    views[f"conv_{number}_pre"] = features
+            views[f"conv_{number}"] = features
         features = features.flatten(1)  # (B, C, H, W) -> (B, C·H·W)
         for number, layer in enumerate(self.hidden, start=1):
             views[f"hidden_{number}"] = self.activation(layer(features))

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore.models.base import BaseModelConfig, Network
+from kdcore.models.base import BaseModelConfig, Network, refuse_texts
 from kdcore.models.layers import ACTIVATIONS, ActivationName
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -29,7 +29,8 @@ class MLPConfig(BaseModelConfig):
     """Share of each hidden layer's outputs that is zeroed in training."""
     activation: ActivationName = "relu"
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
+    def build(self, input_shape: tuple[int, ...], classes: int, vocabulary: int | None = None) -> Network:
+        refuse_texts(vocabulary, self.type)
         return MLP(self, math.prod(input_shape), self.classes or classes)
 
 
@@ -41,6 +42,9 @@ class MLP(Network):
         self.head = nn.Linear(widths[-1], classes)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
+
+    def classifier(self) -> tuple[str, nn.Module] | None:
+        return (f"hidden_{len(self.hidden)}", self.head) if self.hidden else None
 
     def views(self, inputs: Tensor) -> dict[str, Tensor]:
         features = inputs.flatten(1)  # (B, C, H, W) -> (B, C·H·W)

@@ -150,7 +150,7 @@ def test_bootstrap_against_the_normal_approximation_and_its_seed() -> None:
 def test_gain_counts_pairs() -> None:
     student = torch.tensor([True, True, False, True, False])
     baseline = torch.tensor([True, False, True, False, False])
-    found = gain(student, baseline, seed=0)
+    found = gain("accuracy", student.double(), baseline.double(), seed=0)
     assert found["accuracy"] == pytest.approx(1 / 5)
     assert found["mcnemar"]["only_student_right"] == 2
     assert found["mcnemar"]["only_baseline_right"] == 1

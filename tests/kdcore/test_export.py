@@ -170,8 +170,8 @@ def test_model_json_says_where_the_student_is_from(done: Done) -> None:
     assert model["provenance"]["data_digest"].startswith("sha256:")
     assert model["provenance"]["versions"]["torch"] == torch.__version__
     assert model["preprocessing"]["scale"] == 16
-    assert model["input"] == {"shape": [1, 8, 8], "layout": "NCHW"}
-    assert model["views"] == {"conv_1": [4, 4, 4], "hidden_1": [8], "logits": [10]}
+    assert model["input"] == {"shape": [1, 8, 8], "layout": "NCHW", "view": None}
+    assert model["views"] == {"conv_1_pre": [4, 8, 8], "conv_1": [4, 4, 4], "hidden_1": [8], "logits": [10]}
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_model_json_says_where_the_student_is_from(done: Done) -> None:
 )
 def test_every_family_exports_and_its_plain_code_agrees(tmp_path: Path, model: dict[str, Any]) -> None:
     student = classifier(model)
-    program = export.trace(student, FACTS.input_shape)
+    program = export.trace(student, FACTS)
     export.save_onnx(program, tmp_path / "m.onnx")
-    export.check(student, program, tmp_path / "m.onnx", FACTS.input_shape)
+    export.check(student, program, tmp_path / "m.onnx", FACTS)
     space: dict[str, Any] = {
         "torch": torch,
         "F": torch.nn.functional,
@@ -206,13 +206,13 @@ def test_every_family_exports_and_its_plain_code_agrees(tmp_path: Path, model: d
 
 def test_an_export_that_differs_is_refused(tmp_path: Path) -> None:
     student = classifier({"type": "mlp", "hidden": [4]})
-    program = export.trace(student, FACTS.input_shape)
+    program = export.trace(student, FACTS)
     export.save_onnx(program, tmp_path / "m.onnx")
     with torch.no_grad():
         student.network.head.bias[0] += 0.01  # type: ignore[index, union-attr, operator]
-    other = export.trace(student, FACTS.input_shape)
+    other = export.trace(student, FACTS)
     with pytest.raises(TrainingError, match="onnx") as caught:
-        export.check(student, other, tmp_path / "m.onnx", FACTS.input_shape)
+        export.check(student, other, tmp_path / "m.onnx", FACTS)
     assert (caught.value.code, caught.value.kind) == ("export_failed", "system")
 
 
@@ -230,7 +230,7 @@ def test_a_full_disk_is_an_os_error_for_every_file(tmp_path: Path) -> None:
     full = tmp_path / "full"  # a link, since a writer that renames would put a file in the device's place
     full.symlink_to("/dev/full")
     student = classifier({"type": "mlp", "hidden": [4]})
-    program = export.trace(student, FACTS.input_shape)
+    program = export.trace(student, FACTS)
     for write in (
         lambda: export.save_weights(full, dict(student.network.state_dict())),
         lambda: export.save_onnx(program, full),
@@ -241,7 +241,7 @@ def test_a_full_disk_is_an_os_error_for_every_file(tmp_path: Path) -> None:
 
 
 def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    program = export.trace(classifier({"type": "mlp", "hidden": [4]}), FACTS.input_shape)
+    program = export.trace(classifier({"type": "mlp", "hidden": [4]}), FACTS)
     export.save_onnx(program, tmp_path / "m.onnx")
     export.save_program(program, tmp_path / "m.pt2")
     assert capfd.readouterr() == ("", "")

@@ -111,7 +111,7 @@ def test_the_teacher_is_frozen_in_every_step(light: Any, tiny: dict[str, Any], m
     seen = 0
     original = train.teacher_views
 
-    def checked(teachers: dict[int, Network], inputs: Tensor) -> Any:
+    def checked(teachers: dict[int, Network], inputs: list[Tensor]) -> Any:
         nonlocal seen
         found = original(teachers, inputs)
         for views, teacher in zip(found, teachers.values(), strict=True):
@@ -119,7 +119,7 @@ def test_the_teacher_is_frozen_in_every_step(light: Any, tiny: dict[str, Any], m
             assert_frozen(teacher)
             assert not any(view.requires_grad for view in views.values())
             fresh = kept[-1].finished("teacher-1")
-            assert torch.equal(views["logits"], fresh(inputs))
+            assert torch.equal(views["logits"], fresh(inputs[0]))
         return found
 
     opening = train.open_job
@@ -174,6 +174,7 @@ def test_which_points_are_kept(light: Any, tiny: dict[str, Any]) -> None:
     assert names == {
         "train/cross_entropy", "train/cross_entropy/weighted", "train/kd", "train/kd/weighted", "train/loss",
         "train/lr", "train/gradient_norm", "validation/accuracy", "validation/nll", "validation/agreement",
+        "validation/predictive_kl",
     }  # fmt: skip
 
 

@@ -1,0 +1,80 @@
+"""The transfer set: which training samples the student learns on, and which of their labels it may see."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, StringConstraints
+from torch import Tensor
+
+from kdcore.config import Config
+from kdcore.data import DataFacts
+
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+UNLABELLED = -1
+"""Stands for the label of a sample whose label may not be seen."""
+
+
+class TransferConfig(Config):
+    """What student and baseline learn on, where that is not all of the training samples; teachers see them all."""
+
+    without_classes: list[ClassName] = Field(default_factory=list, max_length=10_000)
+    """Classes of which no sample is learned from (Hinton, Vinyals, Dean 2015, section 3)."""
+    labelled: float = Field(default=1.0, ge=0, le=1)
+    """Share of each class whose labels are seen, drawn once, the same for every seed; of the others only the teacher
+    speaks. At 0 there is no baseline."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.without_classes and self.labelled == 1.0
+
+
+def transfer_errors(config: TransferConfig, facts: DataFacts) -> list[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with it for this data: pairs of `loc`, within it, and message."""
+    if config.is_whole:
+        return []
+    if facts.task not in ("classification", "embedding"):
+        field = "without_classes" if config.without_classes else "labelled"
+        return [((field,), f"a {facts.task} has no classes to choose samples by; leave it out")]
+    errors: list[tuple[tuple[str | int, ...], str]] = [
+        (("without_classes", index), f"the data has no class {name!r}; it has {_names(facts.classes)}")
+        for index, name in enumerate(config.without_classes)
+        if name not in facts.classes
+    ]
+    if len(set(config.without_classes)) >= len(facts.classes):
+        errors.append((("without_classes",), "every class is left out, so nothing is left to learn on"))
+    return errors
+
+
+def _names(classes: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, classes[:20])) + (" …" if len(classes) > 20 else "")
+
+
+def choose_samples(config: TransferConfig, labels: Tensor, classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """The transfer set.
+
+    Args:
+        labels: (N,) int64, of the training split.
+        classes: their names.
+
+    Returns:
+        (M,) int64, the samples that are learned on, in order; and (N,) the labels as they are seen, `UNLABELLED`
+        where they are not.
+    """
+    left_out = torch.tensor([name in config.without_classes for name in classes], device=labels.device)
+    chosen = torch.nonzero(~left_out[labels]).flatten()
+    if config.labelled == 1.0:
+        return chosen, labels
+    seen = torch.full_like(labels, UNLABELLED)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(len(classes)):
+        members = torch.nonzero(labels == number).flatten()
+        order = torch.randperm(len(members), generator=generator).to(labels.device)
+        kept = members[order[: round(config.labelled * len(members))]]
+        seen[kept] = number
+    return chosen, seen
+
+
+def expected_samples(config: TransferConfig, facts: DataFacts) -> int:
+    """How many samples there will be, were the classes equally large: what the plan counts with."""
+    kept = len(facts.classes) - len(set(config.without_classes) & set(facts.classes))
+    return max(1, round(facts.train * kept / len(facts.classes))) if config.without_classes else facts.train
