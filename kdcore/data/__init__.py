@@ -4,17 +4,30 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kdcore.data.ag_news import AGNewsConfig
 from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split
 from kdcore.data.cifar10 import CIFAR10Config
 from kdcore.data.digits import DigitsConfig
 from kdcore.data.fashion_mnist import FashionMNISTConfig
 from kdcore.data.mnist import MNISTConfig
+from kdcore.data.sst2 import SST2Config
 from kdcore.data.views import VIEWS, BaseViewConfig, ViewConfig, ViewError
 
-DataConfig = Annotated[DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config, Field(discriminator="type")]
-DATA: tuple[type[BaseDataConfig], ...] = (DigitsConfig, MNISTConfig, FashionMNISTConfig, CIFAR10Config)
+DataConfig = Annotated[
+    DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config | AGNewsConfig | SST2Config,
+    Field(discriminator="type"),
+]
+DATA: tuple[type[BaseDataConfig], ...] = (
+    DigitsConfig,
+    MNISTConfig,
+    FashionMNISTConfig,
+    CIFAR10Config,
+    AGNewsConfig,
+    SST2Config,
+)
 
 __all__ = [
+    "AGNewsConfig",
     "BaseDataConfig",
     "BaseViewConfig",
     "CIFAR10Config",
@@ -26,6 +39,7 @@ __all__ = [
     "DigitsConfig",
     "FashionMNISTConfig",
     "MNISTConfig",
+    "SST2Config",
     "Split",
     "VIEWS",
     "ViewConfig",

@@ -7,8 +7,34 @@ from pydantic import Field
 from kdcore.models.base import BaseModelConfig, ModelError, Network
 from kdcore.models.cnn import CNNConfig
 from kdcore.models.mlp import MLPConfig
+from kdcore.models.recurrent import GRUConfig, LSTMConfig
+from kdcore.models.resnet import ResNetConfig
+from kdcore.models.text_cnn import TextCNNConfig
+from kdcore.models.transformer import TextTransformerConfig, ViTConfig
+from kdcore.models.wide_resnet import WideResNetConfig
 
-ModelConfig = Annotated[MLPConfig | CNNConfig, Field(discriminator="type")]
-MODELS: tuple[type[BaseModelConfig], ...] = (MLPConfig, CNNConfig)
+ModelConfig = Annotated[
+    MLPConfig
+    | CNNConfig
+    | ResNetConfig
+    | WideResNetConfig
+    | ViTConfig
+    | LSTMConfig
+    | GRUConfig
+    | TextCNNConfig
+    | TextTransformerConfig,
+    Field(discriminator="type"),
+]
+MODELS: tuple[type[BaseModelConfig], ...] = (
+    MLPConfig,
+    CNNConfig,
+    ResNetConfig,
+    WideResNetConfig,
+    ViTConfig,
+    LSTMConfig,
+    GRUConfig,
+    TextCNNConfig,
+    TextTransformerConfig,
+)
 
 __all__ = ["BaseModelConfig", "CNNConfig", "MLPConfig", "MODELS", "ModelConfig", "ModelError", "Network"]
