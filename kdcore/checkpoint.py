@@ -1,28 +1,32 @@
 """Checkpoints: complete files or none, plain values only, refused where they belong to another job."""
 
+import errno
 import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdcore import spec as specs
-from kdcore.errors import TrainingError
+from kdcore.errors import TrainingError, is_memory_error
 
 VERSION = 1
 """Of what `State` and `Training` save: it rises when an older release could not go on from it."""
 KEEP = 2
+UNUSABLE = ("bad_checkpoint", "other_spec")
+"""Codes of what `load` says of a checkpoint itself; another try would find the same."""
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 _TEMPORARY = ".checkpoint-"
 
 
 def save(folder: Path, content: Mapping[str, Any]) -> tuple[Path, str]:
-    """Write the next checkpoint of a folder and delete all but its last two.
+    """Write the next checkpoint of a folder; earlier ones stay until `prune`.
 
     The file has its name only once its bytes are on disk: temporary file, fsync, rename, fsync of the folder.
 
@@ -52,8 +56,18 @@ def save(folder: Path, content: Mapping[str, Any]) -> tuple[Path, str]:
         finally:
             temporary.unlink(missing_ok=True)
         _sync(folder)
-        _prune(folder)
     return path, f"sha256:{digest}"
+
+
+def prune(folder: Path) -> None:
+    """Delete all but a folder's last two checkpoints, and what a process left that was killed while it wrote.
+
+    For when nobody counts on the earlier ones any more: once the last one is reported.
+    """
+    with suppress(OSError):
+        for path in [*(path for _, path in _numbered(folder)[:-KEEP]), *folder.glob(f"{_TEMPORARY}*.tmp")]:
+            with suppress(OSError):
+                path.unlink()
 
 
 def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str, Any]:
@@ -66,11 +80,16 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
 
     Raises:
         TrainingError: `bad_checkpoint` where the file is missing, damaged or of another version,
-            `other_spec` where it belongs to another job.
+            `other_spec` where it belongs to another job; `disk` or `out_of_memory`, kind system, where its bytes
+            could not be read, which says nothing of them.
     """
     try:
-        intact = digest is None or file_digest(path) == digest
-        content = torch.load(path, map_location="cpu", weights_only=True) if intact else None
+        with read_errors(path), path.open("rb") as file:
+            intact = digest is None or _digest(file) == digest
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True) if intact else None
+    except TrainingError:
+        raise
     except Exception as error:  # a damaged pickle can make the unpickler stumble in any way
         raise _bad(path, f"it cannot be read ({error.__class__.__name__})") from error
     if not intact:
@@ -92,7 +111,26 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
 def file_digest(path: Path) -> str:
     """`sha256:<hex>` of a file's bytes."""
     with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return _digest(file)
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turns an `OSError` or a lack of memory inside the block into a `TrainingError` of kind system.
+
+    A file that is not there is no such error: it will not come back.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_memory_error(error):
+            raise TrainingError("out_of_memory", f"memory ran out while {path.name} was read", "system") from error
+        if not isinstance(error, OSError) or error.errno == errno.EINVAL:  # a damaged archive: a seek to nowhere
+            raise
+        message = f"{path.name} could not be read: {error.strerror or error}"
+        raise TrainingError("disk", message, "system") from error
 
 
 @contextmanager
@@ -114,6 +152,10 @@ def _bad(path: Path, why: str) -> TrainingError:
     return TrainingError("bad_checkpoint", f"{path.name} is no usable checkpoint: {why}", "system")
 
 
+def _digest(file: BufferedReader) -> str:
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def _completes_to(document: Any, spec_digest: str) -> bool:
     try:
         return specs.spec_digest(specs.parse_spec(document)) == spec_digest
@@ -128,14 +170,6 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
 
 def _last_number(folder: Path) -> int:
     return max((number for number, _ in _numbered(folder)), default=0)
-
-
-def _prune(folder: Path) -> None:
-    old = [path for _, path in _numbered(folder)[:-KEEP]]
-    left_over = folder.glob(f"{_TEMPORARY}*.tmp")  # of a process that was killed while it wrote
-    for path in [*old, *left_over]:
-        with suppress(OSError):
-            path.unlink()
 
 
 def _sync(folder: Path) -> None:

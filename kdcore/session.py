@@ -1,6 +1,7 @@
 """What surrounds the loop: requests from outside, progress, and checkpoints in time."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from kdcore.state import State, Training
 PROGRESS_SECONDS = 0.25
 COST_SHARE = 0.02
 """Of the training time that checkpoints in time may take: a large model's come less often than asked for."""
+LONGEST_INTERVAL = 10
+"""Times `every_seconds`, at most, between two checkpoints, whatever they take: more work than that is never lost."""
 STEP_FLOPS = 25_000_000
 """FLOPs that take as long as what a step does beside them: 0.4 ms of one CPU core, measured with the MNIST pair."""
 
@@ -26,7 +29,7 @@ class Session:
     Args:
         header: what every checkpoint says of its job: spec, its digest, data digest, choices.
         steps: of each stage, in order.
-        samples: in one epoch of any stage.
+        samples: in one epoch of each stage.
         flops: to train on one sample, by stage; progress is told in them, since a teacher's step takes longer.
     """
 
@@ -39,7 +42,7 @@ class Session:
         config: CheckpointConfig,
         stages: Sequence[Stage],
         steps: Sequence[int],
-        samples: int,
+        samples: Sequence[int],
         flops: Sequence[int],
     ) -> None:
         self._reporter, self._folder, self._state, self._header = reporter, folder, state, header
@@ -48,8 +51,8 @@ class Session:
         self._running: tuple[Training, Recorder] | None = None
         self._marked = self._saved = self._reported = time.monotonic()
         self._began, self._began_at_step = self._marked, 0
-        self._cost = 0.0
-        """Seconds that the last checkpoint took."""
+        self._seconds: deque[float] = deque(maxlen=2)
+        """That the last two checkpoints took to write. The smaller counts: a disk may be slow for once."""
 
     @contextmanager
     def stage(self, training: Training, recorder: Recorder) -> Iterator[None]:
@@ -80,17 +83,17 @@ class Session:
             self._reported = now
             self._reporter.progress(self._progress(now))
         every = self._config.every_steps
-        interval = max(self._config.every_seconds, self._cost / COST_SHARE)
-        if now - self._saved >= interval or (every and self._state.step % every == 0):
+        if now - self._saved >= self._interval() or (every and self._state.step % every == 0):
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint and report it; how long that takes decides how soon the next one comes.
+        """Write a checkpoint, report it, and then delete older ones: until then a list that someone keeps names them.
+
+        How long the writing takes decides how soon the next one comes; the reporter may wait for its database.
 
         Raises:
             TrainingError: `diverged`, before a state that is not finite reaches the disk; `disk`.
         """
-        began = time.monotonic()
         running = None
         if self._running is not None:
             training, recorder = self._running
@@ -98,10 +101,17 @@ class Session:
             training.check(self._name(), self._state.step)
             self._account()
             running = training.snapshot()
+        began = time.monotonic()
         path, digest = checkpoint.save(self._folder, {**self._header, "state": vars(self._state), "running": running})
+        self._seconds.append(time.monotonic() - began)
         self._reporter.checkpoint(SavedCheckpoint(path, digest, path.stat().st_size, *self._position()))
+        checkpoint.prune(self._folder)
         self._saved = time.monotonic()
-        self._cost = self._saved - began
+
+    def _interval(self) -> float:
+        """Seconds of training between two checkpoints in time."""
+        every = self._config.every_seconds
+        return min(max(every, min(self._seconds, default=0.0) / COST_SHARE), LONGEST_INTERVAL * every)
 
     def _name(self) -> str:
         """The stage's name; of the last one where all are done."""
@@ -135,6 +145,6 @@ class Session:
             step=state.step,
             steps=self._steps[state.stage],
             fraction=done / whole,
-            samples_per_second=rate * self._samples * stage.train.epochs / self._steps[state.stage],
+            samples_per_second=rate * self._samples[state.stage] * stage.train.epochs / self._steps[state.stage],
             eta_seconds=(whole - done) / (rate * cost) if rate else None,
         )

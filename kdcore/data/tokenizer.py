@@ -30,7 +30,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, texts: Iterable[str], vocabulary: int, length: int) -> "Tokenizer":
-        """The `vocabulary` - 2 most frequent words of some texts, the first in the alphabet where two are as frequent."""
+        """The `vocabulary` - 2 most frequent words of some texts; of equally frequent ones the first by letter."""
         counts = Counter(word for text in texts for word in cut(text))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(tuple(ranked[: vocabulary - 2]), length)

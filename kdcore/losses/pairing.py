@@ -1,7 +1,8 @@
 """Which hidden layer of the student is matched with which of the teacher: as named, or what fits.
 
 Views are read by their shape: (C, H, W) is a map (a sequence is a map of width 1: channels, positions, 1), (D,) a
-vector. A name that ends in `_pre` is the view before the activation and takes part only where that is asked for.
+vector. A name that ends in `_pre` is the view before the activation: it takes part only where it is named or where
+such views are asked for.
 """
 
 import math
@@ -14,7 +15,14 @@ from kdcore.losses.base import Context, LossError, Shapes, TaughtLossConfig, lay
 
 Kind = Literal["map", "vector", "any", "preactivation"]
 Pairs = list[tuple[str, str]]
-WORDS = {"map": "a map (C, H, W)", "vector": "a vector (D,)", "preactivation": "a map before its activation"}
+SIZES: dict[Kind, tuple[int, ...]] = {"map": (3,), "vector": (1,), "any": (3, 1), "preactivation": (3,)}
+"""How many dimensions a view of the kind has, without the batch."""
+WORDS: dict[Kind, str] = {
+    "map": "map (C, H, W)",
+    "vector": "vector (D,)",
+    "any": "map (C, H, W) or vector (D,)",
+    "preactivation": "map (C, H, W) before its activation, named …_pre",
+}
 
 
 class LayerLossConfig(TaughtLossConfig):
@@ -54,7 +62,7 @@ class LayerLossConfig(TaughtLossConfig):
             check_kind(teacher, self.teacher_layer, kind, "teacher_layer", "teacher")
             return _partner(self.teacher_layer, teacher, context.student, "student_layer"), self.teacher_layer
         pairs = fitting_pairs(context.student, teacher, kind)
-        return pairs[max(0, math.ceil(depth * len(pairs)) - 1)]
+        return pairs[max(0, math.ceil(round(depth * len(pairs), 6)) - 1)]
 
 
 class LayersLossConfig(TaughtLossConfig):
@@ -88,26 +96,38 @@ class LayersLossConfig(TaughtLossConfig):
                 if len(context.student[ours]) != len(teacher[theirs]):
                     raise LossError("teacher_layers", _unlike(ours, theirs, context, teacher))
         if len(found) < least:
-            counts = f"{least} pairs of layers are needed, {len(found)} fit"
-            raise LossError("student_layers", f"{counts}; use deeper models")
+            counts = f"{least} pairs of layers are needed, {len(found)} {'fit' if len(found) != 1 else 'fits'}"
+            raise LossError("student_layers", f"{counts}; name more layers of both sides, or use deeper models")
         return found
 
 
 def check_kind(shapes: Shapes, layer: str, kind: Kind, field: str, owner: str) -> None:
     """Raise `LossError` unless the view is there and of the kind."""
     shape = layer_shape(shapes, layer, field, owner)
-    fits = {"map": len(shape) == 3, "vector": len(shape) == 1, "preactivation": len(shape) == 3, "any": True}[kind]
-    if not fits:
+    if len(shape) not in SIZES[kind] or (kind == "preactivation" and not layer.endswith("_pre")):
         others = ", ".join(map(repr, candidates(shapes, kind))) or "none"
-        raise LossError(field, f"the {owner}'s {layer!r} has the shape {shape}, not {WORDS[kind]}; it has {others}")
+        message = f"the {owner}'s {layer!r} has the shape {shape} and is no {WORDS[kind]}; such layers of it: {others}"
+        raise LossError(field, message)
+
+
+def check_places(student: Shapes, teacher: Shapes, pairs: Pairs, field: str) -> None:
+    """Raise `LossError` where all maps are compared at one place: normalised over it they are the same."""
+    sizes = [[min(a, b) for a, b in zip(student[ours][1:], teacher[theirs][1:], strict=True)] for ours, theirs in pairs]
+    if all(math.prod(size) == 1 for size in sizes):
+        found = ", ".join(f"{ours!r} {student[ours]} and {theirs!r} {teacher[theirs]}" for ours, theirs in pairs)
+        message = f"{found}: a map of 1x1 has no pattern of places to compare; name earlier layers"
+        raise LossError(field, message)
 
 
 def candidates(shapes: Shapes, kind: Kind) -> list[str]:
     """The views of a kind, in order of depth; the logits are none of them."""
-    size = 1 if kind == "vector" else 3
-    before = kind == "preactivation"
-    hidden = [name for name, shape in shapes.items() if name != "logits" and name.endswith("_pre") == before]
-    return [name for name in hidden if len(shapes[name]) == size]
+    return _hidden(shapes, SIZES[kind], before=kind == "preactivation")
+
+
+def _hidden(shapes: Shapes, sizes: tuple[int, ...], *, before: bool) -> list[str]:
+    """The hidden views with so many dimensions, those before their activation or all others."""
+    named = [name for name in shapes if name != "logits" and name.endswith("_pre") == before]
+    return [name for name in named if len(shapes[name]) in sizes]
 
 
 def stage_ends(shapes: Shapes, names: list[str]) -> list[str]:
@@ -119,6 +139,8 @@ def stage_ends(shapes: Shapes, names: list[str]) -> list[str]:
 def fitting_pairs(student: Shapes, teacher: Shapes, kind: Kind, field: str = "layer") -> Pairs:
     """As many pairs as the shallower side has stages, in order, alike in depth and, of maps, in size.
 
+    `any`: pairs of maps where both sides have maps, else of vectors.
+
     Raises:
         LossError: one side has no view of the kind.
     """
@@ -127,7 +149,8 @@ def fitting_pairs(student: Shapes, teacher: Shapes, kind: Kind, field: str = "la
     ours, theirs = (stage_ends(shapes, candidates(shapes, kind)) for shapes in (student, teacher))
     for names, owner, shapes in ((ours, "student", student), (theirs, "teacher", teacher)):
         if not names:
-            raise LossError(f"{owner}_{field}", f"the {owner} has no hidden {WORDS[kind]}; it has {', '.join(shapes)}")
+            there = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+            raise LossError(f"{owner}_{field}", f"the {owner} has no hidden {WORDS[kind]}; it has {there}")
     if len(ours) > len(theirs):
         return [(b, a) for a, b in _in_order(theirs, ours, teacher, student)]
     return _in_order(ours, theirs, student, teacher)
@@ -155,13 +178,17 @@ def _unlikeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 
 def _partner(layer: str, shapes: Shapes, others: Shapes, field: str) -> str:
-    """The view of the other side that is nearest in depth and size."""
-    kind: Kind = "preactivation" if layer.endswith("_pre") else "map" if len(shapes[layer]) == 3 else "vector"
+    """The view of the other side that is nearest in depth and size, of those as near to their activation."""
     if layer == "logits":
         return layer
-    ours, theirs = candidates(shapes, kind), candidates(others, kind)
+    sizes, before = (len(shapes[layer]),), layer.endswith("_pre")
+    ours, theirs = _hidden(shapes, sizes, before=before), _hidden(others, sizes, before=before)
     if not theirs:
-        raise LossError(field, f"there is no view like {layer!r} on the other side; it has {', '.join(others)}")
+        there = ", ".join(f"{name!r} {shape}" for name, shape in others.items())
+        message = f"nothing on the other side is like {layer!r} {shapes[layer]}; it has {there}; name a layer"
+        raise LossError(field, message)
+    if layer in stage_ends(shapes, ours):  # the same partner as among the pairs that fit, as a rule
+        ours, theirs = stage_ends(shapes, ours), stage_ends(others, theirs)
     share = (ours.index(layer) + 1) / len(ours)
     costs = {
         name: abs(share - (place + 1) / len(theirs)) + _unlikeness(shapes[layer], others[name])
