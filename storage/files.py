@@ -1,9 +1,11 @@
 """Files of the service, and nobody else's: private where they are made, and read only where they really lie."""
 
+import errno
 import os
 from pathlib import Path
 
 PRIVATE = 0o077
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def make_home(home: Path) -> None:
@@ -20,11 +22,18 @@ def is_plain(path: Path, root: Path) -> bool:
     """Whether `path` is a regular file below `root`, and no symbolic link leads there from it.
 
     `root` itself may be one: an administrator may have moved it to another disk.
+
+    Raises:
+        OSError: the disk does not tell, or may not be asked.
     """
     try:
         return path.resolve(strict=True) == root.resolve() / path.relative_to(root) and path.is_file()
-    except (OSError, RuntimeError, ValueError):  # missing, a circle of links, not below
+    except (RuntimeError, ValueError):  # a circle of links, not below
         return False
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return False
+        raise
 
 
 def is_folder(path: Path) -> bool:

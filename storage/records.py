@@ -1,7 +1,7 @@
 """What a running attempt writes down: progress, metrics, checkpoints, artifacts. Every write is fenced."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from storage.database import now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, add_event
 from storage.queries import list_checkpoints
-from storage.tables import Artifact, Checkpoint, Job, Metric
+from storage.tables import Artifact, Checkpoint, Event, Job, Metric
 
 KEPT_CHECKPOINTS = 2
 
@@ -65,6 +65,33 @@ def report(
     finite = {point[:3]: point for point in points if math.isfinite(point.value)}
     if finite:
         _insert_points(session, fence, list(finite.values()))
+
+
+def add_events(
+    session: Session, fence: Fence, events: Sequence[tuple[str, dict[str, Any]]], tried: int | None = None
+) -> int | None:
+    """Lines of history of a running attempt, once, though nobody knows whether the last try was committed.
+
+    Args:
+        events: type and data of each; another event of the same attempt and type comes from no one else.
+        tried: what this returned to the last try with the same events.
+
+    Returns:
+        Id of the first of them; None where there is none.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    if not events:
+        return None
+    _fenced_update(session, fence, {"version": Job.version + 1})  # waits for a try whose commit is still being made
+    ours = Event.job_id == fence.job_id, Event.attempt == fence.attempt
+    if tried is not None and session.scalar(select(Event.type).where(*ours, Event.id == tried)) == events[0][0]:
+        return tried
+    first = session.scalars(select(Job.last_event).where(Job.id == fence.job_id)).one() + 1
+    for type, data in events:
+        add_event(session, fence, type, data)
+    return first
 
 
 # A checkpoint may lie between a step and what was reported of it: then the point comes again.
@@ -120,7 +147,7 @@ def rewind(session: Session, fence: Fence, done: Mapping[str, int | None]) -> No
 def record_checkpoint(
     session: Session, fence: Fence, *, stage: str, epoch: int, step: int, path: str, digest: str, size: int
 ) -> list[str]:
-    """Make a complete checkpoint file the one to resume from.
+    """Make a complete checkpoint file the one to resume from; once, though it be said again.
 
     Returns:
         Paths of older checkpoints that no row names any more: once this is committed, the caller may delete
@@ -130,6 +157,9 @@ def record_checkpoint(
         StaleAttemptError: the attempt is no longer the job's.
     """
     _fenced_update(session, fence, {"failures": 0, "stepped_at": now(), "version": Job.version + 1})
+    there = Checkpoint.job_id == fence.job_id, Checkpoint.attempt == fence.attempt, Checkpoint.path == path
+    if session.scalar(select(Checkpoint.id).where(*there)) is not None:
+        return []
     newest = session.scalar(select(func.max(Checkpoint.id)).where(Checkpoint.job_id == fence.job_id)) or 0
     session.execute(
         insert(Checkpoint).values(
@@ -140,14 +170,20 @@ def record_checkpoint(
     add_event(session, fence, "checkpoint", {"id": newest + 1, "stage": stage, "epoch": epoch, "step": step})
     old = Checkpoint.job_id == fence.job_id, Checkpoint.id <= newest + 1 - KEPT_CHECKPOINTS
     dropped = set(session.scalars(delete(Checkpoint).where(*old).returning(Checkpoint.path)))
-    # A report that was sent again, its first answer lost, names the same file twice.
+    # In the first release a report that was sent again, its first answer lost, named the same file twice.
     return sorted(dropped - {kept.path for kept in list_checkpoints(session, fence.job_id)})
 
 
 def set_aside_checkpoint(session: Session, fence: Fence, id: int, reason: str) -> None:
-    """Forget a checkpoint that turned out bad, and say so in the history."""
-    add_event(session, fence, "checkpoint_rejected", {"id": id, "reason": reason})
-    session.execute(delete(Checkpoint).where(Checkpoint.job_id == fence.job_id, Checkpoint.id == id))
+    """Forget a checkpoint that turned out bad, and say so in the history; nothing where it is forgotten already.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    _fenced_update(session, fence, {"version": Job.version + 1})
+    forgotten = delete(Checkpoint).where(Checkpoint.job_id == fence.job_id, Checkpoint.id == id)
+    if session.scalar(forgotten.returning(Checkpoint.id)) is not None:
+        add_event(session, fence, "checkpoint_rejected", {"id": id, "reason": reason})
 
 
 def publish(session: Session, fence: Fence, artifacts: Iterable[NewArtifact]) -> None:

@@ -10,8 +10,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy.orm import Session
 
 from kdcore.reporter import PrintReporter, Progress, Request, SavedCheckpoint
-from storage.lifecycle import add_event
-from storage.records import Point, record_checkpoint, report
+from storage.records import Point, add_events, record_checkpoint, report
 from worker.ledger import Ledger
 
 WRITE_SECONDS = 1.0
@@ -32,6 +31,8 @@ class _Batch:
     values: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     polls: int = 0
+    told: int | None = None
+    """Id that the first of `events` got in the last try to write them, which may have been committed."""
 
     def points(self) -> list[Point]:
         return [Point(stage, name, step, value) for stage, step, row in self.values for name, value in row.items()]
@@ -137,8 +138,7 @@ class StorageReporter:
             def save(session: Session) -> T:
                 fence = self._ledger.fence
                 report(session, fence, stage=batch.stage, progress=batch.progress, points=points, moved=moved)
-                for type, data in batch.events:
-                    add_event(session, fence, type, data)
+                batch.told = add_events(session, fence, batch.events, batch.told)
                 return then(session)
 
             try:

@@ -17,15 +17,23 @@ from worker.ledger import Ledger
 
 
 def find_resume(ledger: Ledger, job: Job, spec: JobSpec) -> Path | None:
-    """The newest checkpoint that is whole; worse ones are set aside, and points beyond it are dropped."""
+    """The newest checkpoint that is whole; worse ones are set aside, and points beyond it are dropped.
+
+    Raises:
+        TrainingError: of kind system: one could not be read. It is left as it is, for another try.
+    """
     path, done = None, {}
     for row in ledger.write(partial(queries.list_checkpoints, job_id=job.id)):
         candidate = ledger.settings.home / row.path
         try:
-            if os.path.lexists(candidate) and not is_plain(candidate, ledger.settings.jobs):
+            with checkpoint.read_errors(candidate):
+                strange = os.path.lexists(candidate) and not is_plain(candidate, ledger.settings.jobs)
+            if strange:
                 raise TrainingError("bad_checkpoint", f"{candidate.name} is no file of the service's home", "system")
             saved = checkpoint.load(candidate, spec_digest=job.spec_digest, digest=row.digest)
         except TrainingError as error:
+            if error.code not in checkpoint.UNUSABLE:
+                raise
             aside = partial(records.set_aside_checkpoint, fence=ledger.fence, id=row.id, reason=error.message)
             ledger.write(aside)
             continue

@@ -5,7 +5,9 @@ import hashlib
 import os
 import pickle
 import random
-from contextlib import suppress
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,16 @@ def test_what_is_saved_is_loaded_and_the_digest_is_of_the_file(tmp_path: Path) -
     assert loaded["state"] == {"step": 3, "best": None}
 
 
-def test_the_last_two_stay_and_numbers_only_rise(tmp_path: Path) -> None:
+def test_saving_deletes_none_and_pruning_leaves_the_last_two(tmp_path: Path) -> None:
     (tmp_path / "other.pt").write_bytes(b"x")
     (tmp_path / ".checkpoint-killed.tmp").write_bytes(b"half")
-    for _ in range(4):
-        checkpoint.save(tmp_path, CONTENT)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-003.pt", "checkpoint-004.pt", "other.pt"]
+    saved = [checkpoint.save(tmp_path, CONTENT)[0].name for _ in range(4)]
+    assert sorted(p.name for p in tmp_path.glob("c*.pt")) == saved
+    checkpoint.prune(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*saved[-2:], "other.pt"]
+
+
+def test_numbers_only_rise(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-999.pt").write_bytes(b"")
     assert checkpoint.save(tmp_path, CONTENT)[0].name == "checkpoint-1000.pt"
     assert checkpoint.save(tmp_path, CONTENT)[0].name == "checkpoint-1001.pt"
@@ -103,17 +109,49 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     assert caught.value.code == "bad_checkpoint"
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="this system has no file whose reading fails")
+@pytest.mark.parametrize("digest", [None, "sha256:0"])
+def test_a_disk_that_does_not_read_says_nothing_of_the_checkpoint(digest: str | None) -> None:
+    with pytest.raises(TrainingError, match="Input/output error") as caught:
+        checkpoint.load(Path("/proc/self/mem"), spec_digest="sha256:a", digest=digest)
+    assert (caught.value.code, caught.value.kind) == ("disk", "system")
+
+
+def test_a_lack_of_memory_says_nothing_of_the_checkpoint(tmp_path: Path) -> None:
+    path, digest = checkpoint.save(tmp_path, {**CONTENT, "weights": torch.zeros(2**24)})
+    code = """
+        import resource, sys, torch
+        from pathlib import Path
+        from kdcore import checkpoint
+        from kdcore.errors import TrainingError
+        torch.set_num_threads(1)
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**25, resource.RLIM_INFINITY))
+        try:
+            checkpoint.load(Path(sys.argv[1]), spec_digest="sha256:a", digest=sys.argv[2])
+        except TrainingError as error:
+            print(error.code, error.kind)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path), digest]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.split() == ["out_of_memory", "system"]
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_damage_makes_the_reader_stumble(tmp_path: Path) -> None:
     path, _ = checkpoint.save(tmp_path, CONTENT)
-    whole, chance = path.read_bytes(), random.Random(0)
+    whole, chance, codes = path.read_bytes(), random.Random(0), set()
     for _ in range(500):
         data = bytearray(whole)
         for _ in range(5):
-            data[chance.randrange(700)] = chance.randrange(256)  # the archive's head and the pickle
+            at = chance.choice((chance.randrange(700), -1 - chance.randrange(700)))  # head and pickle, or directory
+            data[at] = chance.randrange(256)
         path.write_bytes(data)
-        with suppress(TrainingError):  # and nothing else
+        try:
             checkpoint.load(path, spec_digest="sha256:a")
+        except TrainingError as error:  # and nothing else
+            codes.add(error.code)
+    assert codes == set(checkpoint.UNUSABLE)
 
 
 class Trap:

@@ -207,6 +207,8 @@ class Model:
     def record_checkpoint(self, fence: tuple[str, int], name: str) -> list[str]:
         job = self.running(fence)
         job.failures = 0
+        if name in job.checkpoints.values():
+            return []
         newest = max(job.checkpoints, default=0) + 1
         job.checkpoints[newest] = name
         job.note("checkpoint")
@@ -214,8 +216,8 @@ class Model:
 
     def set_aside_checkpoint(self, fence: tuple[str, int], id: int) -> None:
         job = self.running(fence)
-        job.checkpoints.pop(id, None)
-        job.note("checkpoint_rejected")
+        if job.checkpoints.pop(id, None) is not None:
+            job.note("checkpoint_rejected")
 
     def rewind(self, fence: tuple[str, int], done: dict[str, int | None]) -> None:
         job = self.running(fence)

@@ -23,6 +23,7 @@ FENCED = {
     "yield drain": lambda s, f: attempts.yield_job(s, f, "drain"),
     "release": lambda s, f: attempts.release(s, f, ERROR, max_failures=3, backoff_seconds=1.0),
     "add_event": lambda s, f: add_event(s, f, "note", {}),
+    "add_events": lambda s, f: records.add_events(s, f, [("note", {})]),
     "report": lambda s, f: records.report(s, f, stage="late", points=[records.Point("late", "loss", 1, 0.5)]),
     "store_choices": lambda s, f: records.store_choices(s, f, {"device": "cuda"}),
     "rewind": lambda s, f: records.rewind(s, f, {}),

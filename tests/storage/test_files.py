@@ -55,6 +55,23 @@ def test_a_plain_file_is_one_that_no_link_leads_to(tmp_path, outside):
     assert not is_folder(root / "elsewhere")
 
 
+def test_a_file_that_may_not_be_looked_at_is_not_taken_for_gone(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").touch()
+    folder.chmod(0)
+    privileged = os.geteuid() == 0  # whom no permission stops
+    try:
+        if privileged:
+            os.seteuid(65534)
+        with pytest.raises(PermissionError):
+            is_plain(folder / "file", tmp_path)
+    finally:
+        if privileged:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
 @pytest.mark.parametrize("place", ["the file", "its folder"])
 def test_a_blob_that_became_a_link_is_not_served(tmp_path, outside, place):
     store = BlobStore(tmp_path / "blobs")

@@ -1,11 +1,14 @@
 """What a running attempt writes down."""
 
 import math
+from contextlib import suppress
 
 import pytest
+from sqlalchemy import update
 
 from storage import attempts, queries, records
 from storage.records import Point
+from storage.tables import Checkpoint
 
 
 def report(jobs, fence, *points, **values):
@@ -109,11 +112,25 @@ def test_two_checkpoints_are_kept_and_the_rest_may_go(jobs):
     assert (newest.id, newest.step, newest.stage, newest.attempt, newest.size) == (3, 3, "distill-1", 1, 10)
 
 
-def test_a_file_that_is_named_twice_is_not_given_away(jobs):
+def test_a_checkpoint_that_is_said_again_is_the_same_one(jobs):
     fence = jobs.running()
     jobs.checkpoint(fence, "1.pt")
     jobs.checkpoint(fence, "2.pt")
-    jobs.checkpoint(fence, "2.pt")  # sent again, since the first answer was lost
+    assert jobs.checkpoint(fence, "2.pt") == []  # sent again, since the first answer was lost
+    assert paths(jobs, fence.job_id) == ["2.pt", "1.pt"]
+    assert jobs.events(fence.job_id).count("checkpoint") == 2
+    jobs.end(fence, "failed")
+    jobs.ask(fence.job_id, "retry")
+    assert jobs.checkpoint(jobs.claim(), "2.pt") == [f"jobs/{fence.job_id}/attempt-1/checkpoints/1.pt"]
+
+
+def test_a_file_that_the_first_release_named_twice_is_not_given_away(jobs, database):
+    fence = jobs.running()
+    jobs.checkpoint(fence, "1.pt")
+    jobs.checkpoint(fence, "2.pt")
+    twice = jobs.checkpoints(fence.job_id)[0].path
+    with database.write() as session:
+        session.execute(update(Checkpoint).where(Checkpoint.job_id == fence.job_id).values(path=twice))
     assert jobs.checkpoint(fence, "3.pt") == []
     assert paths(jobs, fence.job_id) == ["3.pt", "2.pt"]
 
@@ -126,6 +143,32 @@ def test_a_bad_checkpoint_is_forgotten(jobs, database):
         records.set_aside_checkpoint(session, fence, 2, "truncated")
     assert paths(jobs, fence.job_id) == ["1.pt"]
     assert jobs.events(fence.job_id)[-1] == "checkpoint_rejected"
+    with database.write() as session:
+        records.set_aside_checkpoint(session, fence, 2, "truncated")  # sent again
+    assert jobs.events(fence.job_id).count("checkpoint_rejected") == 1
+
+
+def tell(jobs, fence, tried, *, lost=False):
+    """The id that is returned; with `lost`, the transaction is not committed."""
+    told = None
+    with suppress(ZeroDivisionError), jobs.database.write() as session:
+        told = records.add_events(session, fence, [("stage_started", {"stage": "a"}), ("noted", {})], tried)
+        if lost:
+            raise ZeroDivisionError
+    return told
+
+
+def test_events_are_told_once_whether_a_try_was_committed_or_not(jobs):
+    fence = jobs.running()
+    told = tell(jobs, fence, None, lost=True)
+    jobs.ask(fence.job_id, "pause")  # takes the number that the events would have had
+    told = tell(jobs, fence, told)
+    once = ["submitted", "claimed", "pause_requested", "stage_started", "noted"]
+    assert jobs.events(fence.job_id) == once
+    assert tell(jobs, fence, told) == told
+    assert jobs.events(fence.job_id) == once
+    assert tell(jobs, fence, None) == told + 2  # the same words, told as something new
+    assert jobs.events(fence.job_id) == [*once, *once[-2:]]
 
 
 def test_publishing_again_replaces(jobs, database):

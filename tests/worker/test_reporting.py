@@ -1,11 +1,14 @@
 """What training tells, as it arrives in storage. Both forms."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import select
 
+from kdcore import checkpoint
 from kdcore.reporter import Progress, SavedCheckpoint
 from storage import attempts, queries, submissions
 from storage.database import Database
@@ -13,6 +16,8 @@ from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence
 from storage.settings import Settings
 from storage.tables import Job, Metric
+from tests.conftest import OpenSettings
+from tests.faults.proxy import Proxy
 from worker import reporting
 from worker.ledger import Ledger
 from worker.reporting import StorageReporter
@@ -21,6 +26,21 @@ from worker.reporting import StorageReporter
 @pytest.fixture
 def ledger(settings: Settings, database: Database) -> Ledger:
     """Of a running attempt."""
+    return begin(settings, database)
+
+
+@pytest.fixture
+def far(open_settings: OpenSettings, tmp_path: Path) -> Iterator[tuple[Ledger, Proxy]]:
+    """The ledger of a running attempt, and what lies between it and its PostgreSQL."""
+    with open_settings("deployed", tmp_path) as settings:
+        target = urlsplit(settings.database)
+        with Proxy(target.hostname or "127.0.0.1", target.port or 5432) as proxy:
+            database = Database(proxy.url(settings.database))
+            yield begin(settings, database), proxy
+            database.close()
+
+
+def begin(settings: Settings, database: Database) -> Ledger:
     spec = {"name": "n", "priority": 0, "device": "auto", "labels": {}}
     with database.write() as session:
         submissions.submit(session, owner="o", spec=spec, spec_digest="d", plan={}, max_queued=9)
@@ -80,6 +100,29 @@ def test_a_checkpoint_is_recorded_with_all_points_before_it(ledger: Ledger) -> N
         "checkpoint-3.pt",
         "checkpoint-4.pt",
     ]
+
+
+def test_what_was_committed_though_its_answer_was_lost_is_stored_once(
+    far: tuple[Ledger, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "WRITE_SECONDS", 60.0)  # the thread shall not take the events away
+    ledger, proxy = far
+    with StorageReporter(ledger, lambda: None) as reporter:
+        for number in range(1, 5):
+            reporter.stage(f"stage-{number}")
+            reporter.metrics("s", number, {"loss": 1.0})
+            proxy.lose_commit_reply()
+            reporter.checkpoint(saved(ledger, number))
+            assert proxy.lost_replies == number
+            checkpoint.prune(ledger.settings.home)
+    with ledger.database.read() as session:
+        events = queries.list_events(session, ledger.fence.job_id, after=0, limit=99)
+        kept = [row.path for row in queries.list_checkpoints(session, ledger.fence.job_id)]
+    assert [event.type for event in events] == ["submitted", "claimed", *4 * ["stage_started", "checkpoint"]]
+    assert [event.data["stage"] for event in events[2::2]] == [f"stage-{number}" for number in range(1, 5)]
+    assert steps(ledger) == [1, 2, 3, 4]
+    assert kept == ["checkpoint-4.pt", "checkpoint-3.pt"]
+    assert sorted(path.name for path in ledger.settings.home.glob("*.pt")) == sorted(kept)
 
 
 def test_what_is_left_at_the_end_is_written(ledger: Ledger) -> None:
