@@ -111,14 +111,14 @@ class MultiHeadGraph(Term):
         self.register_buffer("missed", torch.zeros(()))  # saved: a resumed stage goes on reporting it
 
     def forward(self, batch: Batch) -> Tensor:
+        both = zip(self.connectors, self.layers, strict=True)
+        maps = [connect(as_map(batch.student[ours])) for connect, (ours, _) in both]
         if batch.epoch < self.learning:
-            return 0 * batch.student[self.layers[-1][0]].sum()  # a zero with a graph: it may be the only term
+            # A zero with gradients of zero for all that trains here: fused SGD wants the same parameters in each step.
+            return 0 * torch.stack([each.sum() for each in maps]).sum()
         self.attention.eval().requires_grad_(False)
         taught = self.taught(batch)
-        maps = [
-            module(as_map(batch.student[ours])) for module, (ours, _) in zip(self.connectors, self.layers, strict=True)
-        ]
-        student = [_nearest(one, direction) for one, direction in zip(maps, taught, strict=True)]
+        student = [_nearest(each, direction) for each, direction in zip(maps, taught, strict=True)]
         return multi_head_graph(self.scores(student), self.scores(taught))
 
     def rival(self) -> Rival:

@@ -31,9 +31,10 @@ def singular_value(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor
     components a (later map) and b (earlier map) of the j-th vectors; the squared differences of student and teacher
     are summed, divided by B, and summed over the pairs of maps.
 
-    Vectors come from the eigenvectors of the smaller Gram matrix, in float64. Where two singular values are equal,
-    or one is 0, a vector has no derivative: there the gradient is damped (`NEAR_TIE`), and a vector of the singular
-    value 0 is 0. Maps with fewer than k places or channels have as many vectors as they have.
+    All is computed in float64; the student's vectors come from the eigenvectors of the smaller Gram matrix. Where two
+    of its singular values are equal, or one is 0, a vector has no derivative: there the gradient is damped
+    (`NEAR_TIE`), and a vector of the singular value 0 is left out. The signs of the teacher's vectors are those of
+    torch.linalg.svd. Maps with fewer than k places or channels have as many vectors as they have.
 
     Args:
         student_maps, teacher_maps: (B, C, H, W) in order of depth, as many of each, at least 2; heights and widths
@@ -62,13 +63,14 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
     check_maps(student, teacher)
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(f"the student's map has {student.shape[1]} channels, the teacher's {teacher.shape[1]}")
-    theirs, scale = right_singular(teacher.double(), k)
-    ours, _ = right_singular(student.double(), k + CANDIDATES)
+    matrix = teacher.double().flatten(2).transpose(1, 2).nan_to_num(0.0, 0.0, 0.0)  # (B, H·W, C)
+    _, values, rows = torch.linalg.svd(matrix, full_matrices=False)
+    theirs, scale = rows[:, :k].transpose(1, 2), F.normalize(values[:, :k], dim=1)[:, None, :]
+    ours = right_singular(student.double(), k + CANDIDATES)
     cosines = ours.transpose(1, 2) @ theirs  # (B, k + 3, k)
     nearest = cosines.detach().abs().argmax(dim=1, keepdim=True)  # (B, 1, k)
     signs = torch.where(cosines.gather(1, nearest) < 0, -1.0, 1.0).to(ours)
     chosen = ours.gather(2, nearest.expand(-1, ours.shape[1], -1)) * signs
-    scale = F.normalize(scale, dim=1)[:, None, :]
     return chosen * scale, theirs * scale
 
 
@@ -79,29 +81,29 @@ def _kernel(later: Tensor, earlier: Tensor) -> Tensor:
     return (-differences.square() / 8).exp()
 
 
-def right_singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first right singular vectors and singular values of each map read as a matrix (H·W, C).
+def right_singular(maps: Tensor, count: int) -> Tensor:
+    """The first right singular vectors of each map read as a matrix (H·W, C), with a gradient that stays finite.
 
     Args:
         maps: (B, C, H, W), float64.
         count: how many, at most; never more than H·W or C.
 
     Returns:
-        (B, C, n) vectors of length 1, of length 0 where the singular value is 0, with any sign; (B, n) values in
-        falling order. Not-a-numbers where a map is not finite.
+        (B, C, n) in falling order of singular values: vectors of length 1 with any sign, of length 0 where the
+        singular value is 0; not-a-numbers where a map is not finite.
     """
     matrix = maps.flatten(2)  # (B, C, H·W), the transpose of what is decomposed
     wide = matrix.shape[1] > matrix.shape[2]
     gram = matrix.transpose(1, 2) @ matrix if wide else matrix @ matrix.transpose(1, 2)
-    # eigh refuses what is not finite; a diverged student is to be reported by its loss instead.
     values, vectors = _eigenvectors(gram.nan_to_num(0.0, 0.0, 0.0))
-    values, vectors = values[:, :count], vectors[:, :, :count] + 0 * matrix.sum(dim=(1, 2))[:, None, None]
+    values, vectors = values[:, :count], vectors[:, :, :count]
     there = (values > NOTHING * values[:, :1])[:, None, :]
     if wide:
         vectors = matrix @ vectors  # (B, C, n): as long as the singular values
         squares = torch.where(there, vectors.square().sum(dim=1, keepdim=True), 1.0)
         vectors = vectors / squares.sqrt()
-    return torch.where(there, vectors, 0.0), values.clamp(min=0).sqrt()
+    # eigh refuses what is not finite; a student that diverged is to be told by its loss, which this makes NaN.
+    return torch.where(there, vectors, 0.0) + 0 * matrix.sum(dim=(1, 2))[:, None, None]
 
 
 def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:

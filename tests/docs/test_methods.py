@@ -23,7 +23,11 @@ KINDS: dict[str, tuple[list[dict[str, Any]], tuple[type[Config], ...]]] = {
 }
 THINGS = [(kind, entry["type"], config) for kind, (entries, configs) in KINDS.items()
           for entry, config in zip(entries, configs, strict=True)]  # fmt: skip
-COMMON = {"type", "weight", "student_layer", "teacher_layer", "validation", "train_samples", "classes"}
+COMMON = {
+    *("type", "weight", "weight_schedule", "temperature_schedule", "teacher"),
+    *("student_layer", "teacher_layer", "student_layers", "teacher_layers"),
+    *("validation", "train_samples", "classes"),
+}
 """Options that many have: they are explained once, above the tables."""
 
 
