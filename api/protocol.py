@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -10,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 30.0
 """What a request's head may take to arrive, from the connection's beginning or from its own first byte."""
 STALL_SECONDS = 60.0
-"""How long a client may leave what was sent to it unread, once its buffers are full or the connection is to close."""
+"""How long a client may take nothing of what is sent to it, once its buffers are full or the connection is to close."""
 
 UNSENT_BYTES = 131_072
 """What the kernel keeps for a client that does not read, beside what is on its way: else it grows to megabytes."""
@@ -49,11 +52,33 @@ class Protocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self._stall or self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """Cut the client off unless it takes something every now and then: nothing is added while this looks."""
+        if self._stall is None:
+            self._stall = self.loop.call_later(STALL_SECONDS, self._look_at_reader, self._untaken())
+
+    def _look_at_reader(self, before: int) -> None:
+        self._stall = None
+        if self._untaken() < before:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _untaken(self) -> int:
+        """Bytes on their way to the client: in the server's buffer, and in the kernel's, which it takes from first."""
+        unsent = bytes(4)
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            with contextlib.suppress(OSError, ValueError):  # no TCP, or closed meanwhile
+                unsent = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, unsent)
+        return int(self.transport.get_write_buffer_size()) + int(struct.unpack("i", unsent)[0])
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._cancel_stall()
+        if not self.transport.is_closing():
+            self._cancel_stall()
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:
@@ -70,7 +95,7 @@ class Protocol(H11Protocol):
 
     def _bound_closing(self) -> None:
         if self.transport.is_closing():  # which waits for what is not sent yet
-            self.loop.call_later(STALL_SECONDS, self.transport.abort)
+            self._watch_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head()

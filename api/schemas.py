@@ -246,7 +246,7 @@ class Worker(Answer):
     """Of that device."""
     version: str
     status: str = Field(examples=["idle"])
-    """`idle`, `busy` or `draining`."""
+    """`idle`, `busy`, `draining`, or `resting`: it failed itself, and claims nothing until it can train again."""
     job_id: str | None
     """What it trains, where that is yours."""
     started_at: Instant

@@ -39,6 +39,15 @@ def accept(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | N
         SchemaError: the database was migrated under this process.
     """
     try:
+        return _accept(service, owner, spec, plan, key)
+    except NotFoundError:
+        if key is None:
+            raise
+        return _accept(service, owner, spec, plan, key)  # the key's job was deleted this moment, and the key with it
+
+
+def _accept(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | None) -> schemas.Job:
+    try:
         job_id = _store(service, owner, spec, plan, key)
     except KeyReusedError as error:
         if not _is_spec_of(service, error.job_id, owner, spec):

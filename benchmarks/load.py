@@ -68,7 +68,7 @@ def measure(form: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         found: dict[str, Any] = {"api_processes": processes, "jobs": filled.jobs, "queued_before": waiting,
                                  "filled_in_seconds": round(filled.seconds, 1)}  # fmt: skip
         found["post"] = run_phase(service, "post", seconds=options.post_seconds)
-        known = {"finished": filled.finished, "waiting": filled.waiting}
+        known = {"finished": filled.finished, "waiting": filled.waiting, "teams": filled.teams}
         found["crowd"] = run_phase(
             service, "crowd", clients=options.clients, seconds=options.seconds, pause=options.pause, **known
         )

@@ -16,9 +16,7 @@ def run() -> None:
     engine: Engine = context.config.attributes["engine"]
     with engine.execution_options(write=True).connect() as connection, _prepared(connection), connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"))
-            # two API processes may start at once
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            _take_turn(connection)
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
@@ -27,6 +25,19 @@ def run() -> None:
             transaction_per_migration=False,
         )
         context.run_migrations()
+
+
+def _take_turn(connection: Connection) -> None:
+    """Wait for other migrations (two API processes may start at once), and for who writes.
+
+    Who has checked the version (`storage.schema.check`) holds a lock on its table until the commit: nothing that was
+    checked against the old version is written under the new schema, and who checks now is told the new version.
+    """
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(text(f"SET LOCAL {limit} = 0"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is not None:
+        connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
 
 
 @contextmanager

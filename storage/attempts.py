@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from storage.database import now
 from storage.errors import StaleAttemptError
 from storage.lifecycle import Fence, Status, move
-from storage.tables import SPEC_VERSION, Attempt, Job
+from storage.tables import SPEC_VERSION, Attempt, Event, Job
 
 
 def claim(
@@ -104,6 +104,12 @@ def heartbeat(session: Session, fence: Fence, lease_seconds: float) -> Pulse:
     return Pulse(row.request, row.idle)
 
 
+def has_begun(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether an attempt trains or has trained: until then it reads its data, and has nothing to lose."""
+    mine = (Event.job_id == job_id) & (Event.attempt == attempt)
+    return session.scalar(select(Event.id).where(mine, Event.type == "stage_started").limit(1)) is not None
+
+
 def succeed(session: Session, fence: Fence, result: dict[str, Any]) -> None:
     """Publish: the caller adds the artifacts' rows in the same transaction, before this.
 
@@ -145,9 +151,13 @@ def release(
     max_failures: int,
     backoff_seconds: float,
     longest_backoff_seconds: float = 300.0,
+    counts: bool = True,
 ) -> None:
     """End an attempt that a `system` failure ended: a pending request is granted, otherwise the job is
     queued again, or failed once `max_failures` attempts in a row brought no newer checkpoint.
+
+    Args:
+        counts: whether it is one of these; not where the worker could not have run any job.
 
     Raises:
         StaleAttemptError: the attempt is no longer the job's.
@@ -156,11 +166,11 @@ def release(
     if pending is not None:
         change = {"pause": "paused", "cancel": "cancelled"}[pending]
         return _end(session, fence, change, data={"reason": pending, "error": error})
-    failures += 1
-    if failures >= max_failures:
+    failures += counts
+    if counts and failures >= max_failures:
         error = error | {"message": f"{error['message']} (attempt {failures} in a row without progress)"}
         return _end(session, fence, "failed", values={"error": error, "failures": failures}, data={"error": error})
-    wait = min(backoff_seconds * 2 ** (failures - 2), longest_backoff_seconds) if failures > 1 else 0.0
+    wait = min(backoff_seconds * 2 ** (failures - 2), longest_backoff_seconds) if counts and failures > 1 else 0.0
     values = {"failures": failures, "available_at": now() + wait}
     _end(session, fence, "requeued", values=values, data={"reason": "failure", "error": error, "wait_seconds": wait})
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Double, Engine, Table, create_engine, event, make_url
+from sqlalchemy import Connection, Double, Engine, ExceptionContext, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -19,6 +19,9 @@ from sqlalchemy.sql.functions import FunctionElement
 STATEMENT_SECONDS = 30
 CONNECT_SECONDS = 5
 SQLITE_WAIT_SECONDS = 15
+IDLE_SECONDS = 30
+"""After which PostgreSQL ends a transaction whose process does nothing in it: one that was frozen must not hold its
+rows for longer than a lease (its default), which is when others may have its job."""
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
@@ -67,6 +70,14 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def _say_lost(context: ExceptionContext) -> Exception | None:
+    """PostgreSQL calls it an internal error that it ended a transaction for doing nothing: a lost connection."""
+    error = context.original_exception
+    if not context.is_disconnect or not isinstance(context.sqlalchemy_exception, InternalError):
+        return None
+    return OperationalError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
+
+
 def _make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -78,7 +89,7 @@ def _make_engine(url: str) -> Engine:
         return engine
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(
+    engine = create_engine(
         parsed,
         pool_size=20,  # those beyond are opened anew each time, which costs the server a process
         max_overflow=20,
@@ -86,13 +97,16 @@ def _make_engine(url: str) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_SECONDS * 1000} -c lock_timeout={STATEMENT_SECONDS * 1000}",
+            "options": f"-c statement_timeout={STATEMENT_SECONDS * 1000} -c lock_timeout={STATEMENT_SECONDS * 1000} "
+            f"-c idle_in_transaction_session_timeout={IDLE_SECONDS * 1000}",
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
         },
     )
+    event.listen(engine, "handle_error", _say_lost, retval=True)
+    return engine
 
 
 def insert_into(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:

@@ -185,6 +185,11 @@ def _workers(look: DatabaseLook, settings: Settings) -> Iterator[Finding]:
         what = f"{_count(len(silent), 'worker')} stopped without a word, or cannot reach the database"
         about = tuple(f"{worker.name}: silent for {worker.silence:,.0f} s" for worker in silent)
         yield Finding("workers_silent", f"{what}: look at the machine, and start what is gone again.", about=about)
+    resting = [worker for worker in there if worker.status == "resting"]
+    if resting:
+        what = f"{_count(len(resting), 'worker')} can start no training process, or write no file for it"
+        about = tuple(worker.name for worker in resting)
+        yield Finding("workers_resting", f"{what}: the log says why; what cannot be mended there, stop.", about=about)
 
 
 def _queue(look: DatabaseLook, settings: Settings) -> Iterator[Finding]:

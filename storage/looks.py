@@ -12,18 +12,16 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import func, make_url, select
 
-from storage import schema
+from storage import schema, workers
 from storage.database import Database, now
 from storage.lifecycle import Status
 from storage.queue import Doorbell
+from storage.reconciler import MOST_RINGS
 from storage.settings import Settings
-from storage.tables import SPEC_VERSION, Job, Worker, needed_bytes
-from storage.workers import serves
+from storage.tables import SPEC_VERSION, Job, Worker
 
 T = TypeVar("T")
 
-PILED_UP = 8
-"""Messages in the broker from which on the reconciler rings no more."""
 SETTLE_SECONDS = 0.5
 
 
@@ -38,8 +36,9 @@ class Look(Generic[T]):
     def begin(self) -> Future[T]:
         with self._lock:
             if self._pending is None or self._pending.done():
-                self._pending = Future()
-                threading.Thread(target=self._run, args=(self._pending,), name="look", daemon=True).start()
+                pending: Future[T] = Future()
+                threading.Thread(target=self._run, args=(pending,), name="look", daemon=True).start()
+                self._pending = pending  # not before: without a thread there is nothing to wait for
             return self._pending
 
     def _run(self, pending: Future[T]) -> None:
@@ -98,7 +97,7 @@ def see_database(database: Database, settings: Settings) -> DatabaseLook:
         return DatabaseLook(offset, state, revision)
     ready = (Job.status == Status.QUEUED) & (Job.available_at <= now())
     with database.read() as session:
-        workers = tuple(
+        seen = tuple(
             Seen(
                 f"{row.id} on {row.hostname}", row.device, row.status, row.memory_bytes,
                 clock - row.heartbeat_at, row.clock_offset or 0.0, row.spec_version or 1,
@@ -108,20 +107,12 @@ def see_database(database: Database, settings: Settings) -> DatabaseLook:
         newest = func.max(func.coalesce(SPEC_VERSION, 1))
         rows = session.execute(select(Job.device, func.count(), newest).where(ready).group_by(Job.device))
         waiting = tuple(Waiting(row[0], row[1], int(row[2])) for row in rows)
-        longest_idle = 0.0
-        for device in ("cpu", "cuda"):
-            memory = [w.memory_bytes for w in workers if w.device == device and _is_idle(w, settings)]
-            takes = Job.device.in_(serves(device)) & (needed_bytes(device) <= max(memory, default=0))
-            if memory and waiting:
-                oldest = session.scalar(select(clock - func.min(Job.available_at)).where(ready, takes))
-                longest_idle = max(longest_idle, oldest or 0.0)
+        there = workers.present(session, settings.lease_seconds)
+        suits = workers.suits([worker for worker in there if worker.status == "idle"], there)
+        longest_idle = session.scalar(select(clock - func.min(Job.available_at)).where(ready, suits)) or 0.0
         expired = select(clock - func.min(Job.lease_expires_at)).where(Job.status == Status.RUNNING)
         longest_expired = session.scalar(expired) or 0.0
-    return DatabaseLook(offset, state, revision, workers, waiting, longest_idle, longest_expired)
-
-
-def _is_idle(worker: Seen, settings: Settings) -> bool:
-    return worker.status == "idle" and worker.silence <= settings.lease_seconds
+    return DatabaseLook(offset, state, revision, seen, waiting, longest_idle, longest_expired)
 
 
 def see_broker(doorbell: Doorbell, settings: Settings) -> dict[str, int]:
@@ -129,10 +120,10 @@ def see_broker(doorbell: Doorbell, settings: Settings) -> dict[str, int]:
     if settings.broker is None:
         probe(settings.broker_folder / "messages")
     counts = {device: doorbell.count(device) for device in ("auto", "cuda")}
-    if max(counts.values()) >= PILED_UP:  # just rung, perhaps: what is heard becomes fewer
+    if max(counts.values()) >= MOST_RINGS:  # just rung, perhaps: what is heard becomes fewer
         time.sleep(SETTLE_SECONDS)
-        counts = {device: doorbell.count(device) if before >= PILED_UP else 0 for device, before in counts.items()}
-    return {device: count for device, count in counts.items() if count >= PILED_UP}
+        counts = {device: doorbell.count(device) if before >= MOST_RINGS else 0 for device, before in counts.items()}
+    return {device: count for device, count in counts.items() if count >= MOST_RINGS}
 
 
 @dataclass(frozen=True)

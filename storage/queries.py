@@ -11,7 +11,7 @@ from storage import workers
 from storage.database import now
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
-from storage.tables import Artifact, Checkpoint, Event, Job, JobLabel, Metric
+from storage.tables import Artifact, Checkpoint, Event, Job, JobLabel, Metric, needed_bytes
 
 GIB = 2**30
 
@@ -93,7 +93,9 @@ def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
     version = job.spec.get("spec_version", 1)
     reading = [w for w in fitting if (w.spec_version or 1) >= version]
-    large = [w for w in reading if workers.needed_bytes(job.plan, w.device) <= w.memory_bytes]
+    devices = {w.device for w in reading}
+    need = {each: session.scalar(select(needed_bytes(each)).where(Job.id == job.id)) or 0.0 for each in devices}
+    large = [w for w in reading if need[w.device] <= w.memory_bytes]
     if not there:
         reason = "no worker is running"
     elif not fitting:
@@ -102,6 +104,8 @@ def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
         reason = f"no worker reads spec version {version}; upgrade the workers"
     elif job.available_at > clock:
         reason = f"waiting {job.available_at - clock:.0f} s after a failure"
+    elif all(w.status == "resting" for w in reading):
+        reason = "no worker can train at the moment"
     elif all(w.status != "idle" for w in reading):
         reason = "all workers are busy" if len(reading) > 1 else "the worker is busy"
     elif large and all(w.status != "idle" for w in large):
@@ -110,8 +114,8 @@ def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
         reason = "about to start"
     if reading and not large:
         most = max(reading, key=lambda w: w.memory_bytes)
-        need = workers.needed_bytes(job.plan, most.device)
-        reason += f"; it may need {need / GIB:,.1f} GiB, and the largest worker has {most.memory_bytes / GIB:,.1f} GiB"
+        size = need[most.device]
+        reason += f"; it may need {size / GIB:,.1f} GiB, and the largest worker has {most.memory_bytes / GIB:,.1f} GiB"
     return Wait(position, reason)
 
 

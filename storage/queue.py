@@ -103,7 +103,3 @@ class Doorbell:
         with self._app.connection_for_write() as connection:
             queue = Queue(queue_name(self._settings, device))
             return int(queue(connection.default_channel).queue_declare().message_count)
-
-    def reachable(self) -> bool:
-        """Whether the broker answers."""
-        return self.waiting("auto") is not None

@@ -1,11 +1,15 @@
 """What mends the rest: takes back jobs whose lease ran out, and rings for queued jobs nobody claimed.
 
-Safe in any number of processes at once: every change is a compare-and-set.
+Safe in any number of processes at once: every change is a compare-and-set. A row that somebody holds, perhaps a
+process that was frozen in the middle of a transaction, is left to the next pass; a job that cannot be helped stops
+neither the others nor the rings.
 """
 
 from dataclasses import dataclass, field
 
+import structlog
 from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
 from storage import workers
 from storage.attempts import release
@@ -16,8 +20,11 @@ from storage.queue import Doorbell
 from storage.settings import Settings
 from storage.tables import Job
 
+log = structlog.get_logger(__name__)
+
 LOST = {"code": "worker_lost", "kind": "system", "message": "the worker stopped renewing its lease"}
 MOST_RINGS = 8
+"""In one pass; and the messages in the broker from which on there are no more."""
 MOST_RINGS_COUNTED = 10
 LONGEST_SILENCE = 60.0
 """Seconds after which even a job rung for many times is rung for again."""
@@ -49,20 +56,36 @@ def _take_back(database: Database, settings: Settings) -> list[Fence]:
     for row in expired:
         fence = Fence(row.id, row.attempt)
         try:
-            with database.write() as session:
-                # A lease renewed between the look and now is not expired any more.
-                late = select(Job.id).where(fence.holds(), Job.lease_expires_at < now()).with_for_update()
-                if session.scalar(late) is None:
-                    continue
-                release(
-                    session, fence, LOST,
-                    max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds,
-                    longest_backoff_seconds=settings.retry_backoff_max_seconds,
-                )  # fmt: skip
-            taken.append(fence)
+            if _release_late(database, fence, settings):
+                taken.append(fence)
         except StaleAttemptError:
             continue  # another reconciler, or the attempt itself, was faster
+        except DBAPIError as error:
+            if not _concerns_one_job(error):
+                raise
+            log.warning("take_back_failed", job_id=fence.job_id, attempt=fence.attempt, error=str(error.orig))
     return taken
+
+
+def _release_late(database: Database, fence: Fence, settings: Settings) -> bool:
+    with database.write() as session:
+        # A lease renewed between the look and now is not expired any more.
+        late = select(Job.id).where(fence.holds(), Job.lease_expires_at < now()).with_for_update(skip_locked=True)
+        if session.scalar(late) is None:
+            return False
+        release(
+            session, fence, LOST,
+            max_failures=settings.max_failures, backoff_seconds=settings.retry_backoff_seconds,
+            longest_backoff_seconds=settings.retry_backoff_max_seconds,
+        )  # fmt: skip
+    return True
+
+
+def _concerns_one_job(error: DBAPIError) -> bool:
+    """Whether the database is there and refused this one change; else the next job would only fail likewise."""
+    if error.connection_invalidated or isinstance(error, (InterfaceError, ProgrammingError)):
+        return False
+    return not isinstance(error, OperationalError) or getattr(error.orig, "sqlstate", None) is not None
 
 
 def _ring(database: Database, doorbell: Doorbell, settings: Settings) -> int:
@@ -74,8 +97,8 @@ def _ring(database: Database, doorbell: Doorbell, settings: Settings) -> int:
     due = select(Job.id, Job.device).where(_is_due(settings)).order_by(Job.priority.desc(), Job.id).limit(MOST_RINGS)
     with database.read() as session:
         there = workers.present(session, settings.lease_seconds)
-        devices = {device for w in there if w.status == "idle" for device in workers.serves(w.device)}
-        jobs = session.execute(due.where(Job.device.in_(devices))).all() if devices else []
+        idle = [worker for worker in there if worker.status == "idle"]
+        jobs = session.execute(due.where(workers.suits(idle, there))).all() if idle else []
     waiting = {device: doorbell.waiting(device) for device in {job.device for job in jobs}}
     rung = 0
     for job in jobs:
@@ -95,7 +118,8 @@ def _is_due(settings: Settings) -> ColumnElement[bool]:
 def _mark(database: Database, job_id: str, settings: Settings) -> bool:
     """Note the ring before it is made, so that of several reconcilers one rings."""
     rings = case((Job.rings < MOST_RINGS_COUNTED, Job.rings + 1), else_=Job.rings)
-    statement = update(Job).where(Job.id == job_id, _is_due(settings)).values(rung_at=now(), rings=rings)
+    free = select(Job.id).where(Job.id == job_id, _is_due(settings)).with_for_update(skip_locked=True)
+    statement = update(Job).where(Job.id.in_(free)).values(rung_at=now(), rings=rings)
     with database.write() as session:
         marked = session.scalar(statement.returning(Job.id).execution_options(synchronize_session=False))
     return marked is not None

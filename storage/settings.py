@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=5.0, ge=0.05, le=600)
     """How often a worker renews its lease and says it is alive."""
     stall_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """A running job without a step for this long is ended and tried again."""
+    """A running job without a step for this long is ended and tried again; before its first step, while it reads and
+    downloads data, after an hour at the earliest. A pause waits as long for the checkpoint."""
     reconcile_seconds: float = Field(default=2.0, ge=0.1, le=600)
     """How often every API process and worker looks for lost jobs and unheard doorbells."""
     poll_seconds: float = Field(default=0.2, ge=0.02, le=10)

@@ -16,7 +16,10 @@ from sqlalchemy import (
     func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 BigInt = BigInteger().with_variant(Integer, "sqlite")
@@ -101,10 +104,31 @@ SPEC_VERSION = Job.spec["spec_version"].as_integer()
 """Of a job's spec."""
 
 
+class number(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
+    """A JSON value that is a number; NULL for every other one: casting those would end the whole query."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(number, "postgresql")
+def _number_postgresql(element: number, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    return f"CASE jsonb_typeof({value}) WHEN 'number' THEN CAST({value} AS DOUBLE PRECISION) END"
+
+
+@compiles(number, "sqlite")
+def _number_sqlite(element: number, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    return f"CASE WHEN json_type({value}) IN ('integer', 'real') THEN json_extract({value}, '$') END"
+
+
 def needed_bytes(device: str) -> ColumnElement[float]:
-    """What a job's plan says that it needs of the memory of a worker with this device: an estimate from above."""
-    total = func.coalesce(Job.plan[("memory", "total")].as_float(), 0.0)
-    copies = func.coalesce(Job.plan[("memory", "copies")].as_float(), 0.0)
+    """What a job needs of the memory of a worker with this device: an estimate from above.
+
+    0 where its plan does not say: another version of the API may have written it.
+    """
+    total, copies = (func.coalesce(number(Job.plan["memory", name]), 0.0) for name in ("total", "copies"))
     return total - copies if device == "cuda" else total  # beside a GPU the copies lie in the host's memory
 
 
@@ -215,7 +239,7 @@ class Worker(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInt)
     version: Mapped[str] = mapped_column(String(40))
     status: Mapped[str] = mapped_column(String(16))
-    """`idle`, `busy` or `draining`."""
+    """`idle`, `busy`, `resting` or `draining`."""
     job_id: Mapped[str | None] = mapped_column(JobId)
     started_at: Mapped[float]
     heartbeat_at: Mapped[float]

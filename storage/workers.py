@@ -1,17 +1,18 @@
 """Who is there: the workers' own rows."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, insert, literal, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, false, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage import tables
 from storage.database import now
 from storage.lifecycle import Status
-from storage.tables import Job, Worker
+from storage.tables import SPEC_VERSION, Job, Worker, needed_bytes
+
+UNWILLING = ("draining", "resting")
+"""What a worker that is there says while it claims nothing."""
 
 
 def serves(device: str) -> tuple[str, ...]:
@@ -52,9 +53,15 @@ def beat(session: Session, card: WorkerCard) -> None:
     """Say that the worker is alive; a row that was swept meanwhile comes back.
 
     What it does is read from the jobs: a status that could not be written, or was its dead child's, is mended.
+    Only that it drains or rests no job tells.
     """
     held = select(Job.id).where(Job.worker_id == card.id, Job.status == Status.RUNNING).limit(1).scalar_subquery()
-    status = case((Worker.status == "draining", "draining"), (held.is_not(None), "busy"), else_="idle")
+    status = case(
+        (Worker.status == "draining", "draining"),
+        (held.is_not(None), "busy"),
+        (Worker.status == "resting", "resting"),
+        else_="idle",
+    )
     values = {"heartbeat_at": now(), "status": status, "job_id": held, "clock_offset": _clock_offset()}
     statement = update(Worker).where(Worker.id == card.id).values(values).returning(Worker.id)
     if session.scalar(statement.execution_options(synchronize_session=False)) is None:
@@ -62,7 +69,7 @@ def beat(session: Session, card: WorkerCard) -> None:
 
 
 def set_status(session: Session, worker_id: str, status: str, job_id: str | None = None) -> None:
-    """`idle`, `busy` (with its job) or `draining`."""
+    """`idle`, `busy` (with its job), `resting` (after it failed itself) or `draining`."""
     values = {"status": status, "job_id": job_id, "heartbeat_at": now()}
     session.execute(update(Worker).where(Worker.id == worker_id).values(values))
 
@@ -77,24 +84,48 @@ def present(session: Session, within_seconds: float) -> list[Worker]:
     return list(session.scalars(query))
 
 
-def needed_bytes(plan: Mapping[str, Any], device: str) -> int:
-    """What a job needs of the memory of a worker with this device, says its plan: an estimate from above."""
-    memory = plan.get("memory", {})
-    return int(memory.get("total", 0)) - int(memory.get("copies", 0) if device == "cuda" else 0)
-
-
 def takes(session: Session, card: WorkerCard, within_seconds: float) -> ColumnElement[bool] | None:
     """Which jobs a worker takes: all but those that need more memory than it has and less than another one there.
 
     A job that none there has the memory for is taken by any: the plan may ask for too much, and it must not wait for
     ever. None where the worker is the largest itself: the usual case, which costs the queue's query nothing.
     """
-    others = [worker for worker in present(session, within_seconds) if worker.status != "draining"]
-    largest = max((other.memory_bytes for other in others if other.device == card.device), default=0)
-    if largest <= card.memory_bytes:
+    return _has_memory(card, present(session, within_seconds))
+
+
+def _has_memory(worker: WorkerCard | Worker, there: Iterable[Worker]) -> ColumnElement[bool] | None:
+    others = [other for other in there if other.status not in UNWILLING and other.device == worker.device]
+    largest = max((other.memory_bytes for other in others), default=0)
+    if largest <= worker.memory_bytes:
         return None
-    need = tables.needed_bytes(card.device)
-    return (need <= card.memory_bytes) | (need > largest)
+    need = needed_bytes(worker.device)
+    return (need <= worker.memory_bytes) | (need > largest)
+
+
+def suits(workers: Iterable[WorkerCard | Worker], there: list[Worker]) -> ColumnElement[bool]:
+    """Which jobs one of these workers would claim if it looked.
+
+    Args:
+        there: all that are present.
+    """
+    kinds = {(worker.device, worker.memory_bytes, worker.spec_version): worker for worker in workers}
+    each: list[ColumnElement[bool]] = [false()]
+    for worker in kinds.values():
+        reads = func.coalesce(SPEC_VERSION, 1) <= (worker.spec_version or 1)
+        memory = _has_memory(worker, there)
+        each.append(and_(Job.device.in_(serves(worker.device)), reads, *([] if memory is None else [memory])))
+    return or_(*each)
+
+
+def left_to_idle(session: Session, card: WorkerCard, within_seconds: float) -> str | None:
+    """The device of the best queued job that a worker leaves to others, and that an idle one would take; or None."""
+    there = present(session, within_seconds)
+    idle = [worker for worker in there if worker.status == "idle" and worker.id != card.id]
+    if not idle:
+        return None
+    waits = (Job.status == Status.QUEUED) & (Job.available_at <= now())
+    query = select(Job.device).where(waits, suits(idle, there), ~suits([card], there))
+    return session.scalar(query.order_by(Job.priority.desc(), Job.id).limit(1))
 
 
 def forget_silent(session: Session, after_seconds: float) -> None:

@@ -21,8 +21,11 @@ from worker.identity import drain_flag
 from worker.ledger import AWAY, held_by
 
 TICK_SECONDS = 0.1
-OVERDUE_SECONDS = 2.5
-"""What a worker gets beyond `drain_seconds` for everything else: then it ends, whatever hangs."""
+OVERDUE_SECONDS = 2.0
+"""What a worker gets beyond `drain_seconds` for everything else: then it ends, whatever hangs.
+
+By default that is 9 s after SIGTERM: whoever sends it often kills after 10, and a busy machine needs some of them.
+"""
 EXIT_OVERDUE = 1
 
 log = structlog.get_logger(__name__)

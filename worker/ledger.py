@@ -57,12 +57,13 @@ class Ledger:
         error = _error(code, "user", message)
         self.write(lambda session: attempts.fail(session, self.fence, error))
 
-    def release(self, code: str, message: str) -> None:
-        """End the attempt by a system failure: the job is tried again, within limits."""
+    def release(self, code: str, message: str, *, counts: bool = True) -> None:
+        """End the attempt by a system failure: the job is tried again, within limits where it counts."""
         limits: dict[str, Any] = {
             "max_failures": self.settings.max_failures,
             "backoff_seconds": self.settings.retry_backoff_seconds,
             "longest_backoff_seconds": self.settings.retry_backoff_max_seconds,
+            "counts": counts,
         }
         error = _error(code, "system", message)
         self.write(lambda session: attempts.release(session, self.fence, error, **limits))

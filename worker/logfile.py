@@ -1,5 +1,6 @@
 """What a training process printed, bounded: the beginning and the end are kept."""
 
+import errno
 import os
 from io import FileIO
 from pathlib import Path
@@ -11,6 +12,12 @@ def _made(path: Path) -> FileIO:
     """An empty file; what a link of this name leads to stays as it is."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     return FileIO(descriptor, "r+b")
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """Where only a part fits, the system writes that part and says how much it was."""
+    if file.write(data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class BoundedLog:
@@ -54,10 +61,11 @@ class BoundedLog:
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         file = _made(temporary)
         try:
-            file.write(start + kept)
+            _write_all(file, start + kept)
             os.replace(temporary, self._path)
         except OSError:  # the disk is full: the old file stays in use
             file.close()
+            temporary.unlink(missing_ok=True)
             raise
         self._file.close()
         self._file, self._tail_from, self._size = file, len(start), len(start) + len(kept)

@@ -31,6 +31,16 @@ class Spare:
             except OSError as error:  # no memory, no process: what runs meanwhile must not suffer from it
                 log.warning("no_spare", error=str(error))
 
+    def prove(self) -> None:
+        """See that a training process can be started: it is kept for the next job.
+
+        Raises:
+            OSError: none can be.
+        """
+        if self._process is None or not self._process.alive():
+            self.close()
+            self._process = TrainingProcess()
+
     def take(self) -> TrainingProcess:
         """A training process for a job: the spare, or a cold one."""
         process, self._process = self._process, None

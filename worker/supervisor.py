@@ -74,7 +74,7 @@ class Supervisor:
         self._began = self._renewed = time.monotonic()
         self._beat = self._weighed = float("-inf")
         self._asked: Request | None = None
-        self._patience_ends = float("inf")
+        self._asked_at = self._drained_by = float("inf")
         self._kills = oom_kills()
 
     def run(self) -> None:
@@ -123,16 +123,39 @@ class Supervisor:
 
     def _relay(self, wanted: Request | None, now: float) -> Verdict | None:
         """Pass a new request on; grant it by force when training does not."""
-        if wanted is None and self._draining():
-            wanted = "drain"
+        if self._draining():
+            wanted = wanted or "drain"
+            self._drained_by = min(self._drained_by, now + self._settings.drain_seconds)
         if STRENGTH[wanted] > STRENGTH[self._asked]:
             assert wanted is not None
-            self._asked = wanted
-            self._patience_ends = now + (CANCEL_SECONDS if wanted == "cancel" else self._settings.drain_seconds)
+            self._asked, self._asked_at = wanted, now
             self._process.ask(wanted)
-        if now > self._patience_ends:
+        if self._is_overdue(now):
             return Verdict("give_up", str(self._asked))
         return None
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether training has had its time to grant what it was asked for.
+
+        A worker that ends takes its job with it, a user who pauses one can wait: however long a checkpoint takes to
+        write, no step is lost. Only what has not begun to train has nothing to write.
+        """
+        if now > self._drained_by:
+            return True
+        waited, settings = now - self._asked_at, self._settings
+        match self._asked:
+            case "cancel":
+                return waited > CANCEL_SECONDS
+            case "pause" if waited > settings.drain_seconds:
+                return waited > settings.stall_seconds or not self._has_begun()
+        return False
+
+    def _has_begun(self) -> bool:
+        try:
+            with self._ledger.database.read() as session:
+                return attempts.has_begun(session, self._ledger.fence.job_id, self._ledger.fence.attempt)
+        except AWAY:
+            return True
 
     def _check_limits(self, now: float) -> Verdict | None:
         limits = self._limits

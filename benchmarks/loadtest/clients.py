@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from loadtest.checks import FILTERS, PAGE, PARTS, TERMINAL, WITH_METRICS, Teams, counts
 from loadtest.tally import Tally
 from loadtest.wire import Answer, Connection, parse_event
 
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 WAIT_SECONDS = 2.0
 SPEC: dict[str, Any] = {
     "name": "load",
@@ -35,6 +35,8 @@ class World:
     finished: list[str]
     waiting: list[str]
     """Queued, and nobody here can take them."""
+    teams: Teams = field(default_factory=dict)
+    """Of all these, and of the rare ones."""
     fresh: list[str] = field(default_factory=list)
     """Submitted by these clients, newest last."""
     chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -93,50 +95,50 @@ async def show_queued(world: World, connection: Connection) -> None:
 async def wait(world: World, connection: Connection) -> None:
     """For a job that may change, or for one that will not: then only the delay beyond the time is counted."""
     job_id = world.chance.choice(world.fresh[-5:] or world.waiting)
-    await world.ask(connection, "job, after wait", f"/jobs/{job_id}?wait={WAIT_SECONDS:g}", expect=(200,))
-
-
-FILTERS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
-    ("", lambda job: True),
-    ("&status=failed", lambda job: job["status"] == "failed"),
-    ("&status=running", lambda job: job["status"] == "running"),
-    ("&name=sweep-7", lambda job: job["name"] == "sweep-7"),
-    ("&name=sweep-7&status=succeeded", lambda job: job["status"] == "succeeded"),
-    ("&name=none&status=succeeded", lambda job: False),
-    ("&label=team:vision", lambda job: True),  # a copy's spec shows the label of the job that it was copied from
-    ("&label=team:rare", lambda job: True),
-)
+    answer = await world.ask(connection, "job, after wait", f"/jobs/{job_id}?wait={WAIT_SECONDS:g}", expect=(200,))
+    expected = {"queued", "running", "succeeded"} if world.fresh else {"queued"}
+    if answer is not None and (answer.json()["id"] != job_id or answer.json()["status"] not in expected):
+        world.tally.wrong(f"job, after wait: {answer.body[:200]!r} for {job_id}")
 
 
 async def browse(world: World, connection: Connection) -> None:
     """A list of jobs and the page that follows."""
-    question, holds = world.chance.choice(FILTERS)
-    path, seen = f"/jobs?limit=20{question}", []
+    question, least, holds = world.chance.choice(FILTERS)
+    path, seen = f"/jobs?limit={PAGE}{question}", []
     for _ in range(2):
         answer = await world.ask(connection, f"list{question.replace('&', ' ')}", path, expect=(200,))
         if answer is None:
             return
         page = answer.json()
         seen += [job["id"] for job in page["data"]]
-        if seen != sorted(set(seen), reverse=True) or not all(holds(job) for job in page["data"]):
+        if seen != sorted(set(seen), reverse=True) or not all(holds(job, world.teams) for job in page["data"]):
             world.tally.wrong(f"list{question}: out of order, twice or not asked for: {seen}")
         if not page["has_more"]:
-            return
-        path = f"/jobs?limit=20{question}&after={page['next']}"
+            break
+        path = f"/jobs?limit={PAGE}{question}&after={page['next']}"
+    if len(seen) < least:
+        world.tally.wrong(f"list{question}: {len(seen)} jobs, not {least}")
 
 
 async def look_closer(world: World, connection: Connection) -> None:
     """What belongs to a finished job."""
-    job_id = world.chance.choice(world.finished[-100:])
-    part = world.chance.choice(("metrics?max_points=50", "events", "artifacts", "checkpoints"))
+    job_id = world.chance.choice(world.finished[-WITH_METRICS:])
+    part, holds = world.chance.choice(list(PARTS.items()))
     answer = await world.ask(connection, part.partition("?")[0], f"/jobs/{job_id}/{part}", expect=(200,))
-    if answer is not None and part == "events" and answer.json()["data"][-1]["type"] not in TERMINAL:
-        world.tally.wrong(f"events: the last of {job_id} is {answer.json()['data'][-1]}")
+    if answer is not None and not holds(answer.json()["data"]):
+        world.tally.wrong(f"{part} of {job_id}: {answer.body[:200]!r}")
 
 
 async def monitor(world: World, connection: Connection) -> None:
-    await world.ask(connection, "prometheus", "/metrics", expect=(200,))
-    await world.ask(connection, "workers", "/workers", expect=(200,))
+    """What a monitoring system asks for."""
+    answer = await world.ask(connection, "prometheus", "/metrics", expect=(200,))
+    if answer is not None and not counts(answer.body, len(world.waiting)):
+        world.tally.wrong(f"prometheus: {len(world.waiting)} jobs wait, and it says {answer.body[:500]!r}")
+    answer = await world.ask(connection, "workers", "/workers", expect=(200,))
+    if answer is not None:
+        statuses = {worker["status"] for worker in answer.json()["data"]}
+        if not statuses or statuses - {"idle", "busy"}:
+            world.tally.wrong(f"workers: {answer.body[:200]!r}")
 
 
 HABITS: dict[Callable[[World, Connection], Awaitable[None]], int] = {

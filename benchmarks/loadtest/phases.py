@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from loadtest.clients import SPEC, TERMINAL, World, follow, poll, stream, submit
+from loadtest.checks import TERMINAL
+from loadtest.clients import SPEC, World, follow, poll, stream, submit
 from loadtest.tally import Tally
 
 UNSERVED = {"device": "cuda"}
@@ -43,11 +44,9 @@ async def _post(world: World, clients: int, seconds: float) -> dict[str, Any]:
     return world.tally.summary()
 
 
-def crowd(
-    host: str, port: int, finished: list[str], waiting: list[str], clients: int, seconds: float, pause: float
-) -> dict[str, Any]:
+def crowd(host: str, port: int, clients: int, seconds: float, pause: float, **known: Any) -> dict[str, Any]:
     """Half of the clients poll, half of them stream, while jobs are submitted and trained."""
-    return asyncio.run(_crowd(World(host, port, Tally(), finished, waiting), clients, seconds, pause))
+    return asyncio.run(_crowd(World(host, port, Tally(), **known), clients, seconds, pause))
 
 
 async def _crowd(world: World, clients: int, seconds: float, pause: float) -> dict[str, Any]:

@@ -9,17 +9,14 @@ from typing import Any
 from sqlalchemy import Column, Double, Integer, MetaData, String, Table, case, insert, literal, null, select
 from sqlalchemy.orm import Session
 
+from loadtest.checks import RARE, RARE_JOBS, WITH_METRICS, Teams
 from storage.database import Database
 from storage.ids import ALPHABET
 from storage.tables import Artifact, Attempt, Checkpoint, Event, Job, JobLabel, Json, Metric
 
 COPIES_AT_ONCE = 10_000
 DAYS = 60.0
-WITH_METRICS = 50
-"""So many of the newest copies have series: of old jobs hardly anybody asks for them."""
 TEAMS = ("vision", "speech", "search")
-RARE = "rare"
-RARE_JOBS = 5
 ERROR = {"code": "diverged", "kind": "user", "message": "the loss is not finite at step 40 of distill-1"}
 
 copies = Table(
@@ -45,6 +42,8 @@ class Filled:
     """Some of the finished jobs, the newest with series."""
     waiting: list[str]
     """Queued jobs that no worker here can take."""
+    teams: Teams
+    """Of all these, and of the rare ones."""
 
 
 def fill(database: Database, template: str, number: int, waiting: int) -> Filled:
@@ -60,8 +59,11 @@ def fill(database: Database, template: str, number: int, waiting: int) -> Filled
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
         tidy = {"postgresql": "VACUUM ANALYZE", "sqlite": "PRAGMA wal_checkpoint(TRUNCATE)"}
         autocommit.exec_driver_sql(tidy[database.engine.dialect.name])
-    ended = [row["id"] for row in rows if row["status"] != "queued"]
-    return Filled(number, time.monotonic() - begun, ended[-2_000:], [r["id"] for r in rows if r["status"] == "queued"])
+    finished = [row["id"] for row in rows if row["status"] != "queued"][-2_000:]
+    queued = [row["id"] for row in rows if row["status"] == "queued"]
+    known = {*finished, *queued}
+    teams = {row["id"]: row["team"] for row in rows if row["id"] in known or row["team"] == RARE}
+    return Filled(number, time.monotonic() - begun, finished, queued, teams)
 
 
 def _rows(number: int, waiting: int) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Service:
         self._values, self._log = values, log
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.host, self.port = "127.0.0.1", int(values["port"])
-        self.settings = Settings(**values)  # type: ignore[arg-type]
+        self.settings = Settings(**values)
         self.database = Database(self.settings.database)
         self.http = httpx.Client(base_url=f"http://{self.host}:{self.port}", timeout=70, trust_env=False)
 

@@ -1,12 +1,11 @@
 """Relational distillation, angles: triplets of samples enclose the angles that they do for the teacher."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from kdcore.losses.base import Context, Term
 from kdcore.losses.embedding import EmbeddingLossConfig, EmbeddingTerm, embeddings
@@ -19,8 +18,8 @@ def rkd_angle(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     """Mean over B³ of smooth-L1 (beta 1) between cosines of angles (Park et al. 2019).
 
     The angle at sample i is between the normalised differences x_i - x_j and x_i - x_k; the cosine is 0, without a
-    gradient, where a squared difference is not above 1e-12. B³ cosines are worked out in chunks, in the backward
-    pass once more, so that memory grows as B·(B + D).
+    gradient, where a squared difference is not above 1e-12. The B³ cosines are worked out in chunks, each with its
+    gradient, so that memory does not grow beyond a chunk.
 
     Args:
         student_embedding, teacher_embedding: (B, D_s) and (B, D_t), maps are flattened; no gradient reaches the
@@ -35,11 +34,29 @@ def rkd_angle(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     student, teacher = embeddings(student_embedding, teacher_embedding)
     samples = len(student)
     size = max(1, NUMBERS // (samples * max(samples, student.shape[1], teacher.shape[1])))
-    chunks = [
-        checkpoint(_angle_loss, student, teacher, start, start + size, use_reentrant=False, preserve_rng_state=False)
-        for start in range(0, samples, size)
-    ]
-    return torch.stack(chunks).sum() / samples**3
+    total: Tensor = _InChunks.apply(student, teacher, size)
+    return total / samples**3
+
+
+class _InChunks(torch.autograd.Function):
+    """The sum of `_angle_loss` over all samples, `size` of them at a time; each chunk's gradient is made at once."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, size: int) -> Tensor:
+        leaf = student.detach().requires_grad_()
+        total, gradient = student.new_zeros(()), torch.zeros_like(student)
+        for start in range(0, len(student), size):
+            with torch.enable_grad():
+                loss = _angle_loss(leaf, teacher, start, start + size)
+            gradient += torch.autograd.grad(loss, leaf)[0]
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradients[0] * gradient, None, None
 
 
 def _angle_loss(student: Tensor, teacher: Tensor, start: int, end: int) -> Tensor:

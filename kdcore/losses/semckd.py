@@ -79,7 +79,8 @@ def maps_of(shapes: Shapes, named: list[str] | None, owner: str) -> list[str]:
         check_kind(shapes, layer, "map", field, owner)
     found = named or stage_ends(shapes, candidates(shapes, "map"))
     if not found:
-        raise LossError(field, f"the {owner} has no hidden layer that is {WORDS['map']}; it has {', '.join(shapes)}")
+        there = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+        raise LossError(field, f"the {owner} has no hidden {WORDS['map']}; it has {there}")
     return found
 
 

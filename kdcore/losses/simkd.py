@@ -37,7 +37,7 @@ class SimKDConfig(ClassifierLossConfig):
     teacher's classifier together. That is not what is exported here: the exported student is the student's own model,
     whose last layer this loss does not train, so that a term on its logits belongs beside it. How well the paper's
     student does on each batch is reported in training where the task is classification: the `agreement` of the
-    teacher's classifier on the projected features with the teacher and, where there are labels, its `accuracy`.
+    teacher's classifier on the projected features with the teacher and, where all samples have labels, its `accuracy`.
     """
 
     title: ClassVar[str] = "Features for the teacher's classifier"
@@ -59,7 +59,7 @@ class SimKD(Term):
     def __init__(self, config: SimKDConfig, layer: str, reused: Reused, context: Context) -> None:
         super().__init__()
         self.config, self.layers, self.reused = config, [(layer, reused.layer)], reused
-        self.classifies = context.task == "classification"
+        self.classifies, self.labelled = context.task == "classification", not context.partly_labelled
         self.seen: dict[str, Tensor] = {}
         shape, width = context.student[layer], reused.shape[0]
         self.projector = projector(shape[0], max(1, width // config.factor), width, kernel=3 if len(shape) == 3 else 1)
@@ -77,7 +77,7 @@ class SimKD(Term):
     def _watch(self, feature: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> None:
         classes = self.reused.module(feature).argmax(dim=1)
         self.seen = {"agreement": (classes == teacher_logits.argmax(dim=1)).float().mean()}
-        if labels is not None:
+        if labels is not None and self.labelled:
             self.seen["accuracy"] = (classes == labels).float().mean()
 
     def metrics(self) -> Mapping[str, Tensor]:

@@ -147,6 +147,42 @@ def test_the_memory_for_bodies_fits_the_largest_one():
     assert budget.Bodies(2**30)._most >= 2**30
 
 
+def slow_reader(api: Api, client: httpx.Client, size: int, head: str) -> tuple[Raw, bytes]:
+    """A client that takes 4 KiB every now and then, for two seconds; and what it has got."""
+    job_id = submit(client)["id"]
+    api.succeed(api.claim(job_id), {"large.bin": b"x" * size})
+    slow = Raw(api.port, f"GET /jobs/{job_id}/artifacts/large.bin", key=key_of(client))
+    slow.send(f"{head}\r\n".encode())
+    slow.socket.settimeout(5)
+    end, data = time.monotonic() + 2.0, b""
+    while time.monotonic() < end:
+        data += slow.socket.recv(4096)
+        time.sleep(0.05)
+    return slow, data
+
+
+def test_a_reader_that_is_slow_is_served_and_one_that_stops_is_cut_off(
+    files_api: Api, files_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    """Slow ones were cut off, too, whose buffers had not been empty for a minute."""
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.4)
+    slow, data = slow_reader(files_api, files_client, 8 * MIB, "")
+    assert slow.socket.recv(4096)
+    time.sleep(2.0)
+    assert len(data) + len(slow.ends(5)) < MIB
+
+
+def test_the_rest_of_an_answer_is_sent_to_a_slow_reader_after_the_last_write(
+    files_api: Api, files_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.4)
+    slow, data = slow_reader(files_api, files_client, 256 * 1024, "Connection: close\r\n")
+    data += slow.ends(5)
+    head, body = data.split(b"\r\n\r\n", 1)
+    assert b"200 OK" in head
+    assert len(body) == 256 * 1024
+
+
 def few_files() -> None:
     """As many open files as a system may begin with that has fewer than the server needs."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -20,7 +20,7 @@ from tests.api.conftest import Api, serving, submit, with_owners
 from tests.conftest import OpenSettings
 
 THOROUGH = os.environ.get("DISTILLERY_TEST_THOROUGH") == "1"
-SECONDS = 240 if THOROUGH else 15
+SECONDS = 240 if THOROUGH else 10
 WARNINGS = ["unmatched_filter", "unresolvable_reference", "missing_auth", "dictionary_mismatch"]
 if THOROUGH:  # on a busy machine the short run may meet a few absent jobs and nothing else
     WARNINGS.append("missing_test_data")

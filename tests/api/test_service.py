@@ -19,13 +19,13 @@ from sqlalchemy import text
 
 from api import housekeeping
 from api.server import serve
-from storage import schema
 from storage.database import Database
 from storage.errors import SchemaError
 from storage.settings import Settings
 from storage.workers import set_status
 from tests.api.conftest import SPEC, Api, eventually, said, serving, submit
 from tests.conftest import POSTGRES, embedded
+from tests.versions import schema_at
 
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]
 KEYED = ["/jobs", "/workers", "/catalog/losses", "/catalog/spec", "/metrics"]
@@ -163,7 +163,7 @@ def test_ready_says_what_is_missing(settings: Settings):
             ready = client.get("/readyz").json()
             assert ready["status"] == "ready"
             assert [warning["code"] for warning in ready["warnings"] if warning["code"] != "disk_low"] == []
-            with version(api.database, "other"):
+            with schema_at(api.database, "other"):
                 assert [error["loc"] for error in client.get("/readyz").json()["errors"]] == [["schema"]]
 
 
@@ -288,21 +288,6 @@ def away(api: Api) -> Iterator[None]:
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
-@contextmanager
-def version(database: Database, revision: str) -> Iterator[None]:
-    """Pretend that the database is of another version."""
-
-    def set_to(number: str) -> None:
-        with database.engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
-
-    set_to(revision)
-    try:
-        yield
-    finally:
-        set_to(schema.head())
-
-
 def test_without_a_broker_a_job_is_accepted_at_once(tmp_path, servers):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, never listening: connections are refused
@@ -361,7 +346,7 @@ def test_housekeeping_survives_its_failures_and_stops():
 def test_another_versions_schema_is_refused_plainly(settings: Settings, database: Database):
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     try:
-        with version(database, "from_the_future"), pytest.raises(SchemaError, match="from_the_future"):
+        with schema_at(database, "from_the_future"), pytest.raises(SchemaError, match="from_the_future"):
             serve(settings)
     finally:
         logging.getLogger().handlers[:] = handlers

@@ -4,12 +4,14 @@ import contextlib
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 import structlog
 from sqlalchemy import func, select
 
+from api import submission
 from storage.tables import Job
 from tests.api.conftest import SPEC, Api, eventually, said, serving, submit
 from tests.conftest import embedded
@@ -271,3 +273,23 @@ def test_a_teacher_that_is_deleted_meanwhile_is_missed_at_once(
     teacher = {"model": SPEC["teachers"][0]["model"], "weights": {"job": job_id}}
     monkeypatch.setattr("api.submission._check_disk", lambda service: client.delete(f"/jobs/{job_id}"))
     said(client.post("/jobs", json=SPEC | {"teachers": [teacher]}), 422, "invalid_spec")
+
+
+def test_a_key_whose_job_is_deleted_while_it_is_looked_at_is_free(
+    api: Api, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    """It answered 404, to a POST."""
+    key = {"Idempotency-Key": "soon-free"}
+    first = client.post("/jobs", json=SPEC, headers=key).json()["id"]
+    client.post(f"/jobs/{first}/cancel")
+    is_spec_of = submission._is_spec_of
+
+    def too_late(*arguments: Any) -> bool:
+        assert client.delete(f"/jobs/{first}").status_code == 204
+        return is_spec_of(*arguments)
+
+    monkeypatch.setattr(submission, "_is_spec_of", too_late)
+    response = client.post("/jobs", json=SPEC | {"seed": 5}, headers=key)
+    assert response.status_code == 201, response.text
+    assert response.json()["id"] != first
+    assert response.json()["spec"]["seed"] == 5

@@ -13,7 +13,7 @@ from storage import schema
 from storage.database import Database
 from storage.settings import Settings
 from storage.tables import IdempotencyKey, Job
-from tests.versions import NAMES, NEXT, begin_next_version, first_release, written
+from tests.versions import NAMES, NEXT, begin_next_version, first_release, schema_at, written
 
 from .conftest import Api, eventually, said, serving, submit
 
@@ -70,7 +70,7 @@ def test_a_key_whose_job_a_later_version_accepted_is_no_fault_of_the_client(firs
         assert shown["queue"]["reason"] == "no worker is running"
         with api.worker():
             shown = client.get(f"/jobs/{jobs['waits']}").json()
-            assert shown["queue"]["reason"] == "no worker reads spec version 3; upgrade the workers"
+            assert shown["queue"]["reason"] == f"no worker reads spec version {NEXT}; upgrade the workers"
 
 
 def test_a_teacher_of_an_older_version_is_taken_though_its_model_had_fewer_fields(first_release: Settings) -> None:
@@ -89,21 +89,6 @@ def test_a_teacher_of_an_older_version_is_taken_though_its_model_had_fewer_field
 def submit_body(**changes: object) -> dict[str, object]:
     model = {"model": {"type": "mlp"}}
     return {"data": {"type": "digits"}, "teachers": [model], "student": model, **changes}
-
-
-@contextmanager
-def schema_at(database: Database, revision: str) -> Iterator[None]:
-    """Somebody migrates the database."""
-
-    def set_to(number: str) -> None:
-        with database.engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
-
-    set_to(revision)
-    try:
-        yield
-    finally:
-        set_to(schema.head())
 
 
 def test_an_api_whose_schema_is_changed_under_it_writes_nothing_more(settings: Settings) -> None:

@@ -46,7 +46,7 @@ def test_the_address_is_written_whole(tmp_path: Path) -> None:
 def test_only_the_embedded_broker_is_emptied(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     (settings.broker_folder / "messages").mkdir(parents=True)
-    empty_broker(Settings(home=tmp_path, broker_url="redis://elsewhere"))  # type: ignore[arg-type]
+    empty_broker(Settings(home=tmp_path, broker_url="redis://elsewhere"))
     assert settings.broker_folder.exists()
     empty_broker(settings)
     assert not settings.broker_folder.exists()

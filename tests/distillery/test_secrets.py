@@ -58,8 +58,10 @@ def until(output: Callable[[], str], words: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", ["migrate", "api", "worker", "doctor"])
-@pytest.mark.parametrize("fault", ["refused", "no such database"])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("migrate", "refused"), ("api", "refused"), ("worker", "refused"), ("doctor", "refused"), ("api", "not there")],
+)
 def test_a_database_that_cannot_be_reached(name: str, fault: str, tmp_path: Path, nobody: int, servers: None) -> None:
     refused = f"postgresql://alice:{DATABASE}@127.0.0.1:{nobody}/db"
     url = refused if fault == "refused" else re.sub(r"//(.*?)@(.*)/.*", rf"//\1:{DATABASE}@\2/none_such", POSTGRES)

@@ -113,13 +113,3 @@ def test_an_interrupted_demo_leaves_nothing(marked: Marked) -> None:
     os.killpg(demo.pid, signal.SIGINT)
     assert demo.wait(30) == 130, marked.output(demo)
     marked.assert_none_left(0.5)
-
-
-def test_a_demo_that_fails_says_why_and_leaves_nothing(marked: Marked, tmp_path: Path) -> None:
-    job = tmp_path / "job.yaml"
-    job.write_text("data: {type: digits}\nteachers: [{model: {type: mlp}}]\nstudent: {model: {type: nlp}}\n")
-    demo = marked.start("distillery.demo", str(job))
-    assert demo.wait(120) == 1
-    assert "student.model.type" in marked.output(demo)
-    assert "Traceback" not in marked.output(demo)
-    marked.assert_none_left(0.5)

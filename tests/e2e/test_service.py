@@ -164,19 +164,22 @@ def test_what_the_service_keeps_is_for_its_user_alone(service: Running, finished
 
 
 def test_a_paused_job_frees_its_worker_for_one_that_is_cancelled_and_then_ends_with_the_same_bytes(
-    http: httpx.Client, alone: Path
+    http: httpx.Client, finished: tuple[str, list[Any]], alone: Path
 ) -> None:
+    """The other one takes the teacher that the first job trained."""
     id = post(http, SPEC)
     poll_steps(http, id, "distill-1")
     assert http.post(f"/jobs/{id}/pause").status_code == 200
     assert poll(http, id, "paused")["attempt"] == 1
     assert http.get(f"/jobs/{id}/checkpoints").json()["data"]
 
-    other = post(http, ENDLESS)
+    teacher = {"model": SPEC["teachers"][0]["model"], "weights": {"job": finished[0]}}
+    other = post(http, ENDLESS | {"teachers": [teacher]})
     poll_steps(http, other, "distill-1")
     assert http.post(f"/jobs/{other}/cancel").json()["request"] == "cancel"
     poll(http, other, "cancelled")
     events = http.get(f"/jobs/{other}/events").json()["data"]
+    assert [event["data"]["stage"] for event in events if event["type"] == "stage_started"] == ["distill-1"]
     at = {event["type"]: datetime.fromisoformat(event["at"]) for event in events}
     assert (at["cancelled"] - at["cancel_requested"]).total_seconds() <= 1.0
 

@@ -18,6 +18,7 @@ from storage.lifecycle import TERMINAL
 from tests.faults.jobs import SPECS
 
 GIVE_UP_SECONDS = 90.0
+GRANTED = {"cancel": "cancelled", "pause": "paused"}
 AGAIN = {429, 500, 502, 503, 504, 507}
 
 
@@ -44,11 +45,24 @@ class Entry:
         return next(iter(self.job_ids))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A `cancel`, `pause`, `resume` or `retry` that was answered with 200."""
+
+    job: str
+    action: str
+    known: str | None
+    """The terminal status that its user had been shown before."""
+
+
 @dataclass
 class Ledger:
     """Everything that was acknowledged; violations that a client sees are noted as well."""
 
     entries: list[Entry] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    """By job, what anybody asked for, whether answered or not."""
     violations: list[str] = field(default_factory=list)
     acknowledged: list[float] = field(default_factory=list)
     """Times of answered requests."""
@@ -58,6 +72,9 @@ class Ledger:
         entry = Entry(key or secrets.token_hex(8), spec)
         self.entries.append(entry)
         return entry
+
+    def asks(self, job: str, action: str) -> None:
+        self.asked.setdefault(job, set()).add(action)
 
     def blame(self, what: str) -> None:
         self.violations.append(what)
@@ -122,10 +139,22 @@ class Client:
 
     def act(self, entry: Entry, action: str) -> httpx.Response:
         """cancel, pause, resume or retry. A conflict may be the answer to a request that had worked already."""
-        answer = self.ask("POST", f"/jobs/{entry.job_id}/{action}")
-        if answer.status_code not in (200, 409):
-            self.ledger.blame(f"{action} {entry.job_id}: {answer.status_code} {answer.text[:300]}")
+        job, known = entry.job_id, entry.status
+        self.ledger.asks(job, action)
+        answer = self.ask("POST", f"/jobs/{job}/{action}")
+        if answer.status_code == 200:
+            self.ledger.answers.append(Answer(job, action, known))
+            self._see_granted(answer.json(), action)
+        elif answer.status_code != 409:
+            self.ledger.blame(f"{action} {job}: {answer.status_code} {answer.text[:300]}")
         return answer
+
+    def _see_granted(self, job: dict[str, Any], action: str) -> None:
+        """The answer shows the job a moment after: as was asked, about to be, or ended by itself meanwhile."""
+        if action not in GRANTED or "retry" in self.ledger.asked[job["id"]]:
+            return
+        if job["status"] not in (GRANTED[action], *TERMINAL) and job["request"] not in (action, "cancel"):
+            self.ledger.blame(f"{action} {job['id']} was answered with a {job['status']} job of which nothing is asked")
 
     def until(self, entry: Entry, holds: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
         """Poll until it holds.

@@ -1,8 +1,11 @@
 """Clocks that are wrong, and people who do everything at once."""
 
+import contextlib
 import signal
 import threading
 import time
+
+import httpx
 
 from storage.lifecycle import TERMINAL
 from storage.queue import Doorbell
@@ -11,7 +14,6 @@ from tests.faults.fault import fault
 from tests.faults.scene import Injection, Scene
 
 GROUP = "time and people"
-POISON_FAILURES = 3
 
 
 @fault("a worker whose clock is an hour off", GROUP)
@@ -74,7 +76,7 @@ def cancel_races_success(scene: Scene) -> Injection | None:
     """It may end either way, but once, and whole."""
     with scene.client() as client:
         entry = client.submit("short")
-        note = scene.spring("publish", "slow", scene.rng.uniform(0, 0.6), job=entry.job_id, seconds=90.0)
+        note = scene.spring("publish", "slow", scene.rng.uniform(0, 1.5), job=entry.job_id, seconds=90.0)
         if note is None:
             client.until_over(entry)
             return None
@@ -100,13 +102,16 @@ def delete_races_upload(scene: Scene) -> Injection | None:
 
 @fault("retry while it runs", GROUP)
 def retry_while_running(scene: Scene) -> Injection | None:
-    victim = scene.victim()
-    if victim is None:
-        return None
-    with scene.client() as client:
-        answer = client.ask("POST", f"/jobs/{victim.job}/retry")
-    if answer.status_code not in (200, 404, 409):  # it may have been cancelled, or deleted, since
-        scene.ledger.blame(f"retry of a running job: {answer.status_code} {answer.text[:200]}")
+    """Sent once only: sent again it could come after a cancel, and be right."""
+    with scene.victim() as victim:
+        if victim is None:
+            return None
+    with scene.client() as client, contextlib.suppress(httpx.TransportError):
+        scene.ledger.asks(victim.job, "retry")
+        answer = client.http.post(f"{scene.rng.choice(client.urls)}/jobs/{victim.job}/retry")
+        # It may have been queued again, cancelled, or deleted, since; or its database is away.
+        if answer.status_code not in (200, 404, 409, 503):
+            scene.ledger.blame(f"retry of a running job: {answer.status_code} {answer.text[:200]}")
     return scene.done()
 
 
@@ -116,7 +121,7 @@ def poison(scene: Scene) -> Injection | None:
     since = time.time()
     with scene.client() as client:
         entry = client.submit("short", changes={"name": "poison", "priority": 100})
-        if not scene.bring_close_to_the_limit(entry.job_id, POISON_FAILURES):
+        if not scene.bring_close_to_the_limit(entry.job_id, scene.did.poison_failures):
             scene.ledger.blame("the poison job's limit could not be set: the database was away for too long")
         job = client.until(entry, lambda job: job["status"] in TERMINAL, 180)
         entry.status = job["status"]

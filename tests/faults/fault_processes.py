@@ -2,7 +2,7 @@
 
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import psutil
 
@@ -14,10 +14,10 @@ GROUP = "processes"
 
 def _signal(number: int, needs: str) -> Inject:
     def inject(scene: Scene) -> Injection | None:
-        victim = scene.victim(needs)
-        if victim is None or not send(getattr(victim.tree, needs), number):
-            return None
-        return scene.done(victim)
+        with scene.victim(needs) as victim:
+            if victim is None or not send(getattr(victim.tree, needs), number):
+                return None
+            return scene.done(victim)
 
     return inject
 
@@ -38,16 +38,16 @@ DRAINED_SECONDS = 10.0
 @fault("worker drained", GROUP)
 def worker_drained(scene: Scene) -> Injection | None:
     """It is gone within ten seconds, whatever it was at."""
-    victim = scene.victim("parent")
-    if victim is None or not send(victim.tree.parent, signal.SIGTERM):
-        return None
-    asked = scene.done(victim)
-    gone, _ = psutil.wait_procs([victim.tree.parent], timeout=2 * DRAINED_SECONDS)
-    took = time.time() - asked.at
-    if not gone or took > DRAINED_SECONDS:
-        scene.ledger.blame(f"a drained worker (of {victim.job}) was there {took:.1f} s after SIGTERM")
-    scene.drained.append((victim.job, victim.attempt))
-    return asked
+    with scene.victim("parent") as victim:
+        told = time.time()
+        if victim is None or not send(victim.tree.parent, signal.SIGTERM):
+            return None
+        gone, _ = psutil.wait_procs([victim.tree.parent], timeout=2 * DRAINED_SECONDS)
+        took = time.time() - told
+        if not gone or took > DRAINED_SECONDS:
+            scene.ledger.blame(f"a drained worker (of {victim.job}) was there {took:.1f} s after SIGTERM")
+        scene.did.drained.append((victim.job, victim.attempt, told))
+        return Injection(told, told, victim.job, victim.attempt)
 
 
 def _member(prefix: str, number: int) -> Inject:
@@ -76,9 +76,10 @@ for name, form, prefix, number in (
 @fault("API killed under the launcher", GROUP, ("embedded",))
 def embedded_api_killed(scene: Scene) -> Injection | None:
     for process in scene.service.processes():
-        line = process.cmdline()
-        if "distillery" in line and "api" in line and send(process, signal.SIGKILL):
-            return scene.done()
+        with suppress(psutil.Error):
+            line = process.cmdline()
+            if "distillery" in line and "api" in line and send(process, signal.SIGKILL):
+                return scene.done()
     return None
 
 
@@ -89,11 +90,11 @@ def reconciler_killed(scene: Scene) -> Injection | None:
 
 @fault("reconciler killed while it takes a job back", GROUP)
 def takeover_killed(scene: Scene) -> Injection | None:
-    victim = scene.victim("parent")
-    if victim is None:
-        return None
-    for process in victim.tree.all:
-        send(process, signal.SIGKILL)
+    with scene.victim("parent") as victim:
+        if victim is None:
+            return None
+        for process in victim.tree.all:
+            send(process, signal.SIGKILL)
     note = scene.spring("takeover", "kill", seconds=scene.settings.lease_seconds + 10)
     return scene.done(victim, since=note["at"]) if note is not None else None
 
@@ -101,9 +102,8 @@ def takeover_killed(scene: Scene) -> Injection | None:
 @fault("everything killed at once (a reboot)", GROUP)
 def reboot(scene: Scene) -> Injection | None:
     """The service, its database and its broker; nothing is started again before all of it is down."""
-    victim = scene.victim("parent")
     servers = [server for server in (scene.postgres, scene.redis) if server is not None]
-    with ExitStack() as stack:
+    with scene.victim("parent") as victim, ExitStack() as stack:
         for server in servers:
             stack.enter_context(server.lock)
         with scene.service.down(scene.service.members):
@@ -128,38 +128,47 @@ def _freeze(scene: Scene, victim: Victim, names: tuple[str, ...], seconds: float
     return scene.done(victim, since=since)
 
 
-@fault("worker frozen past its lease", GROUP)
-def zombie_worker(scene: Scene) -> Injection | None:
-    victim = scene.victim("child")
-    beyond = scene.settings.lease_seconds + 1.5
-    return _freeze(scene, victim, ("parent", "child", "training"), beyond) if victim is not None else None
+def _frozen(names: tuple[str, ...], beyond: float) -> Inject:
+    """Stopped for so many seconds longer than the lease."""
+
+    def inject(scene: Scene) -> Injection | None:
+        with scene.victim(names[-1]) as victim:
+            return _freeze(scene, victim, names, scene.settings.lease_seconds + beyond) if victim is not None else None
+
+    return inject
 
 
-@fault("supervisor frozen past its lease", GROUP)
-def zombie_child(scene: Scene) -> Injection | None:
-    victim = scene.victim("child")
-    return _freeze(scene, victim, ("child",), scene.settings.lease_seconds + 1.5) if victim is not None else None
+add(Fault("worker frozen past its lease", GROUP, BOTH, _frozen(("parent", "training", "child"), 1.5)))
+add(Fault("supervisor frozen past its lease", GROUP, BOTH, _frozen(("child",), 1.5)))
 
 
 @fault("training frozen for a while", GROUP)
 def frozen_training(scene: Scene) -> Injection | None:
     """Shorter than a stall: its lease is renewed meanwhile, and it goes on by itself."""
-    victim = scene.victim("training")
-    if victim is None:
-        return None
-    frozen = _freeze(scene, victim, ("training",), 2.0)
-    return Injection(frozen.at, frozen.healed)
+    with scene.victim("training") as victim:
+        if victim is None:
+            return None
+        frozen = _freeze(scene, victim, ("training",), 2.0)
+        return Injection(frozen.at, frozen.healed)
 
 
-@fault("frozen past the lease between upload and publish", GROUP)
-def zombie_publisher(scene: Scene) -> Injection | None:
-    """Training and supervisor sleep; when they wake up, another attempt has the job, or has ended it."""
-    note = scene.spring("publish", "stop", role="training")
-    if note is None:
-        return None
-    time.sleep(scene.settings.lease_seconds + scene.rng.uniform(1.0, 6.0))
-    wake(note["pid"])
-    return scene.sprung(note)
+def _zombie(moment: str) -> Inject:
+    """Training and supervisor sleep; when they wake up, another attempt may have the job, or have ended it."""
+
+    def inject(scene: Scene) -> Injection | None:
+        note = scene.spring(moment, "stop", role="training")
+        if note is None:
+            return None
+        time.sleep(scene.settings.lease_seconds + scene.rng.uniform(1.5, 6.0))
+        wake(note)
+        return scene.sprung(note)
+
+    return inject
+
+
+add(Fault("frozen past the lease between upload and publish", GROUP, BOTH, _zombie("publish")))
+# On SQLite nobody else could write meanwhile: there a transaction is the whole database's.
+add(Fault("frozen past the lease inside the transaction that publishes", GROUP, ("deployed",), _zombie("succeed")))
 
 
 def _inside_training(action: str, argument: object = None) -> Inject:
@@ -183,5 +192,5 @@ for name, action, argument in (
 def out_of_memory(scene: Scene) -> Injection | None:
     note = scene.spring("step", "out_of_memory")
     if note is not None:
-        scene.expected_failures[note["job"]] = "out_of_memory"
+        scene.did.failures[note["job"]] = "out_of_memory"
     return scene.sprung(note)

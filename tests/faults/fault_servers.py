@@ -142,6 +142,18 @@ def reply_lost(scene: Scene) -> Injection | None:
     return scene.done() if scene.postgres_proxy.lost_replies > before else None
 
 
+@fault("database away during a checkpoint's row", DATABASE, DEPLOYED)
+def checkpoint_committed(scene: Scene) -> Injection | None:
+    """The row is committed, but who wrote it hears only that the connection is lost, and then nothing for a while."""
+    note = scene.spring("checkpoint.committed", "lose_reply", role="training")
+    if note is None:
+        return None
+    seconds = scene.rng.uniform(0.2, 2.0)
+    scene.postgres_proxy.refuse(seconds)
+    time.sleep(seconds)
+    return scene.done(since=note["at"])
+
+
 # A sequence counts beyond the transaction that is rolled back: so many updates fail, then no more.
 FAILING = """
 CREATE SEQUENCE IF NOT EXISTS faults_counted;

@@ -4,12 +4,13 @@ import contextlib
 import errno
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import text
 
 from tests.faults.fault import BOTH, Fault, Inject, add, fault
-from tests.faults.scene import Injection, Scene, send
+from tests.faults.scene import Injection, Scene, Victim, send
 
 GROUP = "storage"
 CHECKPOINT = ("checkpoint.fsync", "checkpoint.name")
@@ -44,28 +45,37 @@ for name, moments, action, argument in (
 NEWEST = text("SELECT path FROM checkpoints WHERE job_id = :job ORDER BY id DESC LIMIT 1")
 
 
-def _damaged(damage: "object") -> Inject:
+def _damaged(damage: Callable[[Path], None]) -> Inject:
     """The newest checkpoint of a running job is damaged, and training dies."""
 
     def inject(scene: Scene) -> Injection | None:
         for _ in range(5):
-            victim = scene.victim()
-            if victim is None:
-                return None
-            if not send(victim.tree.training, signal.SIGSTOP):
-                continue
-            try:  # it writes no newer one meanwhile
-                for row in scene.rows(NEWEST, job=victim.job):
-                    with contextlib.suppress(FileNotFoundError):
-                        damage(scene.settings.home / row.path)  # type: ignore[operator]
-                        send(victim.tree.training, signal.SIGKILL)
-                        return scene.done(victim)
-            finally:
-                send(victim.tree.training, signal.SIGCONT)
+            with scene.victim() as victim:
+                if victim is None:
+                    return None
+                if _damage_newest(scene, victim, damage):
+                    return scene.done(victim)
             time.sleep(0.3)
         return None
 
     return inject
+
+
+def _damage_newest(scene: Scene, victim: Victim, damage: Callable[[Path], None]) -> bool:
+    if not send(victim.tree.training, signal.SIGSTOP):
+        return False
+    try:  # it writes no newer one meanwhile
+        for row in scene.rows(NEWEST, job=victim.job):
+            with contextlib.suppress(FileNotFoundError):
+                path = scene.settings.home / row.path
+                damage(path)
+                if not path.exists():
+                    scene.did.removed.add(path)
+                send(victim.tree.training, signal.SIGKILL)
+                return True
+    finally:
+        send(victim.tree.training, signal.SIGCONT)
+    return False
 
 
 def _truncate(path: Path) -> None:
@@ -85,6 +95,21 @@ for name, damage in (
     ("checkpoint's file gone", Path.unlink),
 ):
     add(Fault(name, GROUP, BOTH, _damaged(damage)))
+
+
+@fault("read error on resume", GROUP)
+def read_error(scene: Scene) -> Injection | None:
+    """The disk fails once, while a whole checkpoint is read: a later attempt goes on from that very one."""
+    with scene.victim() as victim:
+        if victim is None or not scene.wait_for(lambda: scene.rows(NEWEST, job=victim.job), 10.0):
+            return None
+        note = scene.spring(
+            "checkpoint.read", "error", errno.EIO, role="training", job=victim.job,
+            cause=lambda: send(victim.tree.training, signal.SIGKILL),
+        )  # fmt: skip
+    if note is not None:
+        scene.did.unread.append((note["job"], note["attempt"]))
+    return scene.sprung(note)
 
 
 ARTIFACT = text("""

@@ -1,12 +1,10 @@
-"""What must hold after every round. Read from the database and the files, never asked of the service.
-
-The words of the lifecycle are written out here once more, from the design and not from the code.
-"""
+"""What must hold after every round. Read from the database and the files, never asked of the service."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,32 @@ from sqlalchemy import text
 from storage.database import Database
 from storage.retention import sweep
 from storage.settings import Settings
+from tests.faults import histories
 from tests.faults.client import Entry, Ledger
+from tests.faults.histories import LEFT_BY, TERMINAL, Event
 from tests.faults.jobs import Undisturbed
 
-TERMINAL = {"succeeded", "failed", "cancelled"}
-LIFECYCLE = {
-    ("submitted", None): "queued",
-    ("claimed", "queued"): "running",
-    ("requeued", "running"): "queued",
-    ("paused", "queued"): "paused",
-    ("paused", "running"): "paused",
-    ("resumed", "paused"): "queued",
-    ("cancelled", "queued"): "cancelled",
-    ("cancelled", "paused"): "cancelled",
-    ("cancelled", "running"): "cancelled",
-    ("succeeded", "running"): "succeeded",
-    ("failed", "running"): "failed",
-    ("retried", "failed"): "queued",
-    ("retried", "cancelled"): "queued",
-}
-CHANGES = {change for change, _ in LIFECYCLE}
+GRANTED_SECONDS = 15.0
+"""Beyond the lease, within which a request is granted unless its job ends by itself: see `histories.requests`."""
+
+
+@dataclass
+class Done:
+    """What the faults of a round did that its check must know.
+
+    Args:
+        failures: jobs that may have failed, with their error's code.
+        drained: jobs and attempts whose worker was told to end, and when.
+        unread: jobs and attempts that could not read their checkpoint, which is whole.
+        removed: files that were taken away for good.
+        poison_failures: how many deaths a poison job may cause.
+    """
+
+    failures: dict[str, str] = field(default_factory=dict)
+    drained: list[tuple[str, int, float]] = field(default_factory=list)
+    unread: list[tuple[str, int]] = field(default_factory=list)
+    removed: set[Path] = field(default_factory=set)
+    poison_failures: int = 3
 
 
 class Checker:
@@ -42,25 +46,17 @@ class Checker:
 
     Args:
         undisturbed: by name of spec.
-        expected_failures: jobs that may have failed, with their error's code.
-        poison_failures: how many deaths a poison job may cause.
-        drained: jobs and attempts whose worker was told to end.
     """
 
     def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        ledger: Ledger,
-        undisturbed: dict[str, Undisturbed],
-        expected_failures: dict[str, str],
-        poison_failures: int,
-        drained: list[tuple[str, int]],
+        self, database: Database, settings: Settings, ledger: Ledger, undisturbed: dict[str, Undisturbed], done: Done
     ) -> None:
         self.database, self.settings, self.ledger, self.undisturbed = database, settings, ledger, undisturbed
-        self.expected_failures, self.poison_failures = expected_failures, poison_failures
-        self.drained = drained
+        self.done = done
         self.jobs = {row["id"]: row for row in self._rows("SELECT * FROM jobs")}
+        self.events: dict[str, list[Event]] = {job: [] for job in self.jobs}
+        for row in self._rows("SELECT job_id, id, at, attempt, type, data FROM events ORDER BY job_id, id"):
+            self.events[row.pop("job_id")].append(Event(**row | {"data": _json(row["data"])}))
 
     def _rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
         with self.database.read() as session:
@@ -70,9 +66,8 @@ class Checker:
         """All of them; sweeps, so that what is left over can be told from what is needed."""
         found = [*self.ledger.violations, *self._keys(), *self._acknowledged()]
         for job in self.jobs.values():
-            found += [f"{job['id']}: {fault}" for fault in self._history(job)]
-            found += [f"{job['id']}: {fault}" for fault in self._ending(job)]
-        found += self._drains()
+            for fault in (*self._history(job), *self._ending(job)):
+                found.append(f"{job['id']}: {fault}")
         found += self._nothing_left()
         return found
 
@@ -91,41 +86,37 @@ class Checker:
                         if id in keyed and keyed[id] != key)  # fmt: skip
 
     def _acknowledged(self) -> Iterator[str]:
+        """What was answered is so."""
         for entry in self.ledger.entries:
             for id in entry.job_ids:
                 if entry.deleted and id in self.jobs:
                     yield f"{id} was deleted and is there again"
                 elif id not in self.jobs and not entry.deleting:
                     yield f"{id} was acknowledged and is lost"
-                elif id in self.jobs and entry.status is not None and self.jobs[id]["status"] != entry.status:
-                    yield f"{id} was {entry.status} and is {self.jobs[id]['status']}"
+                elif id in self.jobs and entry.status is not None:
+                    told = histories.shown(self.events[id], entry.status, self.jobs[id]["status"])
+                    yield from (f"{id} {fault}" for fault in told)
+        for answer in self.ledger.answers:
+            left = LEFT_BY.get(answer.action)
+            if answer.action == "retry" and answer.known is None:
+                continue  # it may have been queued, and then there is nothing to do
+            if answer.job in self.jobs and left and not any(each.type in left for each in self.events[answer.job]):
+                yield f"{answer.action} {answer.job} was acknowledged and is lost"
 
     def _history(self, job: dict[str, Any]) -> Iterator[str]:
-        """Allowed transitions only, attempts counted one by one, one final event per submission or retry."""
-        events = self._rows("SELECT id, attempt, type, data FROM events WHERE job_id = :job ORDER BY id", job=job["id"])
-        if [event["id"] for event in events] != list(range(1, job["last_event"] + 1)):
-            yield f"event ids {[event['id'] for event in events]} do not count up to {job['last_event']}"
-        status, attempt, finals = None, 0, 0
-        for event in events:
-            change = event["type"]
-            if change == "claimed":
-                attempt += 1
-            if event["attempt"] != attempt:
-                yield f"event {event['id']} ({change}) is of attempt {event['attempt']}, not {attempt}"
-            if change in CHANGES:
-                if (change, status) not in LIFECYCLE:
-                    yield f"event {event['id']}: {change} from {status}"
-                status = LIFECYCLE.get((change, status), status)
-                finals += change in TERMINAL
-            elif status != "running":
-                yield f"event {event['id']} ({change}) of a {status} job"
-        if status != job["status"]:
-            yield f"is {job['status']}, its history says {status}"
-        wanted = 1 + sum(event["type"] == "retried" for event in events)
-        if finals != wanted:
-            yield f"has {finals} final events instead of {wanted}"
-        if attempt != job["attempt"]:
-            yield f"has attempt {job['attempt']}, its history says {attempt}"
+        events, id = self.events[job["id"]], job["id"]
+        yield from histories.transitions(events, job)
+        within = self.settings.lease_seconds + GRANTED_SECONDS
+        yield from histories.requests(events, self.ledger.asked.get(id, set()), within)
+        yield from histories.repetitions(events)
+        # So long training waits for a database that is away before its supervisor ends it.
+        patience = min(self.settings.drain_seconds, self.settings.lease_seconds)
+        for drained, attempt, told in self.done.drained:
+            if drained == id:
+                yield from histories.drain(events, attempt, told, patience)
+        for unread, attempt in self.done.unread:
+            if unread == id:
+                yield from histories.unread(events, attempt)
 
     def _ending(self, job: dict[str, Any]) -> Iterator[str]:
         if job["status"] not in TERMINAL:
@@ -144,67 +135,54 @@ class Checker:
             yield f"is poison and {job['status']}"
 
     def _failure(self, job: dict[str, Any], entry: Entry | None) -> Iterator[str]:
-        error = _json(job["error"])
+        error = _json(job["error"]) or {}
         if entry is not None and entry.poison:
             lost = "SELECT data FROM events WHERE job_id = :job AND type IN ('requeued', 'failed')"
             reasons = [_json(row["data"]) for row in self._rows(lost, job=job["id"])]
             deaths = sum(data.get("reason") == "failure" or "reason" not in data for data in reasons)
-            if deaths != self.poison_failures:
-                yield f"is poison and was tried {deaths} times instead of {self.poison_failures}"
-        elif self.expected_failures.get(job["id"]) != error["code"]:
+            if deaths != self.done.poison_failures:
+                yield f"is poison and was tried {deaths} times instead of {self.done.poison_failures}"
+        elif self.done.failures.get(job["id"]) != error.get("code", "none"):
             yield f"failed: {error}"
 
     def _success(self, job: dict[str, Any], entry: Entry | None) -> Iterator[str]:
-        winners = self._rows("SELECT number FROM attempts WHERE job_id = :job AND outcome = 'succeeded'", job=job["id"])
+        winners = self._rows("SELECT * FROM attempts WHERE job_id = :job AND outcome = 'succeeded'", job=job["id"])
         if [row["number"] for row in winners] != [job["attempt"]]:
             yield f"attempts {[row['number'] for row in winners]} succeeded, its last is {job['attempt']}"
-        artifacts = self._rows("SELECT name, digest, size FROM artifacts WHERE job_id = :job", job=job["id"])
-        for artifact in artifacts:
-            name = artifact["digest"].removeprefix("sha256:")
-            path = self.settings.blobs / name[:2] / name
-            if not path.is_file():
-                yield f"{artifact['name']} is missing"
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != name or path.stat().st_size != artifact["size"]:
-                yield f"{artifact['name']} is damaged"
-            elif artifact["name"] == "result.json" and json.loads(path.read_text()) != _json(job["result"]):
-                yield "its artifacts come from another attempt than its result"
-        if {"student.safetensors", "student.onnx", "student.pt2", "result.json"} - {each["name"] for each in artifacts}:
-            yield f"lacks artifacts: {sorted(each['name'] for each in artifacts)}"
+            return
         spec = entry.spec if entry is not None else job["name"]
-        known = self.undisturbed[spec]
+        known, [winner] = self.undisturbed[spec], winners
+        artifacts = self._rows("SELECT * FROM artifacts WHERE job_id = :job", job=job["id"])
+        if (names := {artifact["name"] for artifact in artifacts}) != known.files:
+            yield f"its artifacts are not those of {spec!r}: {sorted(names ^ known.files)}"
         for artifact in artifacts:
-            if artifact["name"] in known.digests and artifact["digest"] != known.digests[artifact["name"]]:
+            yield from self._artifact(job, artifact, winner)
+            if artifact["digest"] != known.digests.get(artifact["name"], artifact["digest"]):
                 yield f"{artifact['name']} differs from that of an undisturbed run of {spec!r}"
         yield from self._metrics(job, known)
 
+    def _artifact(self, job: dict[str, Any], artifact: dict[str, Any], winner: dict[str, Any]) -> Iterator[str]:
+        """Whole, and published by the attempt that won."""
+        path = _blob(self.settings, artifact["digest"])
+        if not path.is_file():
+            yield f"{artifact['name']} is missing"
+        elif _digest(path) != artifact["digest"] or path.stat().st_size != artifact["size"]:
+            yield f"{artifact['name']} is damaged"
+        elif artifact["name"] == "result.json" and json.loads(path.read_text()) != _json(job["result"]):
+            yield "its artifacts come from another attempt than its result"
+        if not winner["started_at"] <= artifact["created_at"] <= winner["finished_at"]:
+            yield f"{artifact['name']} was not published by attempt {winner['number']}"
+
     def _metrics(self, job: dict[str, Any], known: Undisturbed) -> Iterator[str]:
+        """No gap and the same values; that no point is there twice is for the table's primary key to see."""
         rows = self._rows("SELECT stage, name, step, value FROM metrics WHERE job_id = :job", job=job["id"])
-        found = Counter((row["stage"], row["name"], row["step"]) for row in rows)
-        if double := [point for point, times in found.items() if times > 1]:
-            yield f"{len(double)} points are there twice, such as {double[0]}"
+        found = {(row["stage"], row["name"], row["step"]): row["value"] for row in rows}
         if gaps := sorted(known.points.keys() - found):
             yield f"{len(gaps)} points are missing, such as {gaps[0]} and {gaps[-1]}"
         if more := sorted(found.keys() - known.points.keys()):
             yield f"{len(more)} points are too many, such as {more[0]}"
-        wrong = [
-            row
-            for row in rows
-            if known.points.get((row["stage"], row["name"], row["step"]), row["value"]) != row["value"]
-        ]
-        if wrong:
+        if wrong := [point for point in known.points.keys() & found if known.points[point] != found[point]]:
             yield f"{len(wrong)} points have other values, such as {wrong[0]}"
-
-    def _drains(self) -> Iterator[str]:
-        """A drained attempt saved itself where it stood: nothing happened between its last checkpoint and its end."""
-        mine = "SELECT type, data FROM events WHERE job_id = :job AND attempt = :attempt ORDER BY id"
-        for job, attempt in self.drained:
-            events = self._rows(mine, job=job, attempt=attempt)
-            types = [event["type"] for event in events]
-            if "requeued" not in types or _json(events[types.index("requeued")]["data"])["reason"] != "drain":
-                continue  # it ended in another way meanwhile
-            before = [type for type in types[: types.index("requeued")] if not type.endswith("_requested")]
-            if before[-1] not in ("claimed", "checkpoint", "checkpoint_rejected"):
-                yield f"{job}: attempt {attempt} was drained without a checkpoint: {before[-3:]}"
 
     def _nothing_left(self) -> Iterator[str]:
         """After the sweep every file in the service's home is one that a row names."""
@@ -216,9 +194,11 @@ class Checker:
         for path in sorted(self.settings.home.rglob("*")):
             if path.is_file() and path not in named and not self._belongs(path.relative_to(self.settings.home)):
                 yield f"left behind: {path.relative_to(self.settings.home)}"
-        for path in named:
+        for path in named - self.done.removed:
             if not path.is_file():
                 yield f"a row names {path.relative_to(self.settings.home)}, which is not there"
+        rows = Counter(row["path"] for row in self._rows("SELECT path FROM checkpoints"))
+        yield from (f"{many} checkpoints of one job are {path}" for path, many in rows.items() if many > 1)
         kept = Counter(row["job_id"] for row in self._rows("SELECT job_id FROM checkpoints"))
         yield from (f"{job} keeps {many} checkpoints" for job, many in kept.items() if many > 2)
 
@@ -235,6 +215,10 @@ class Checker:
 def _blob(settings: Settings, digest: str) -> Path:
     name = digest.removeprefix("sha256:")
     return settings.blobs / name[:2] / name
+
+
+def _digest(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _json(value: Any) -> Any:

@@ -65,11 +65,11 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a spec comes to: digests of what it trains, and every point of every series."""
+    """What a spec comes to: its files, the digests of those that hold what it trained, every point of every series."""
 
+    files: frozenset[str]
     digests: dict[str, str]
     points: dict[Point, float]
-    stages: list[str]
 
 
 def run_undisturbed(name: str, points: int) -> Undisturbed:
@@ -85,12 +85,17 @@ def run_undisturbed(name: str, points: int) -> Undisturbed:
             spec, data_root=Path(folder), out=out, reporter=reporter, choices=choose_here(spec, "cpu"),
             download=False, points=points,
         )  # fmt: skip
-        digests = {path.name: f"sha256:{sha256(path.read_bytes()).hexdigest()}" for path in out.glob("*.safetensors")}
+        files = [path for path in out.iterdir() if path.is_file()]
+        digests = {
+            path.name: f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+            for path in files
+            if path.suffix in (".safetensors", ".onnx")
+        }
     series = {(stage, key, step): value for stage, step, row in reporter.points for key, value in row.items()}
-    return Undisturbed(digests, series, reporter.stages)
+    return Undisturbed(frozenset(path.name for path in files), digests, series)
 
 
 def taught(first: Undisturbed) -> Undisturbed:
     """What a job comes to whose teacher comes from a finished job of the same spec: no stage of the teacher."""
     points = {point: value for point, value in first.points.items() if not point[0].startswith("teacher")}
-    return Undisturbed(first.digests, points, [stage for stage in first.stages if not stage.startswith("teacher")])
+    return Undisturbed(first.files - {"teacher-1.safetensors"}, first.digests, points)

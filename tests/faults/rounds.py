@@ -18,9 +18,8 @@ from storage.database import Database
 from storage.lifecycle import TERMINAL
 from storage.settings import Settings
 from tests.faults import fault_moments, fault_people, fault_processes, fault_servers, fault_storage
-from tests.faults.client import Customer, Ledger
+from tests.faults.client import Customer, Entry, GaveUpError, Ledger
 from tests.faults.fault import FAULTS, Fault
-from tests.faults.fault_people import POISON_FAILURES
 from tests.faults.invariants import Checker
 from tests.faults.jobs import Undisturbed
 from tests.faults.proxy import Proxy
@@ -55,7 +54,7 @@ CALM = Pressure(1, 2, (4.0, 9.0), warm_spare=True)
 PATIENCE_SECONDS = 300.0
 """Within which every job must end, disturbed or not."""
 VALUES = {
-    "device": "cpu", "lease_seconds": 5.0, "heartbeat_seconds": 0.7, "stall_seconds": 15.0, "reconcile_seconds": 1.0,
+    "device": "cpu", "lease_seconds": 5.0, "heartbeat_seconds": 0.7, "stall_seconds": 30.0, "reconcile_seconds": 1.0,
     "poll_seconds": 0.2, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
     "max_failures": 60, "drain_seconds": 7.0,
     "sweep_seconds": 2.0, "sweep_grace_seconds": 60.0, "min_free_bytes": 0, "allow_download": False,
@@ -125,11 +124,7 @@ def play(
         _run(scene, faults, outcome, tell, pressure)
         left = scene.service.stop()
         outcome.violations += [f"did not end: {line}" for line in left]
-        checker = Checker(
-            scene.database, scene.settings, scene.ledger, undisturbed, scene.expected_failures, POISON_FAILURES,
-            scene.drained,
-        )  # fmt: skip
-        outcome.violations += checker.violations()
+        outcome.violations += Checker(scene.database, scene.settings, scene.ledger, undisturbed, scene.did).violations()
         outcome.jobs = len({id for entry in scene.ledger.entries for id in entry.job_ids})
         if outcome.violations:
             outcome.tail = scene.service.tail()
@@ -213,7 +208,10 @@ def _inject(
                     injected.append((fault, injection))
                     tell(f"  {len(injected):3d} {fault.name}")
 
-    lanes = [threading.Thread(target=lane, args=(random.Random(scene.rng.random()),)) for _ in range(pressure.lanes)]
+    lanes = [
+        threading.Thread(target=lane, args=(random.Random(scene.rng.random()),), daemon=True)
+        for _ in range(pressure.lanes)
+    ]
     for thread in lanes:
         thread.start()
     for thread in lanes:
@@ -240,7 +238,10 @@ def _let_finish(scene: Scene) -> None:
         with scene.client() as client:
             for row in open_jobs:
                 if row.status == "paused":
-                    client.ask("POST", f"/jobs/{row.id}/resume")
+                    try:
+                        client.act(Entry("", "", {row.id}), "resume")
+                    except GaveUpError as gave_up:
+                        scene.ledger.blame(f"{row.id} stayed paused: {gave_up}")
         time.sleep(0.3)
 
 
@@ -249,7 +250,8 @@ ENDED = ("succeeded", "failed", "cancelled", "paused")
 
 
 def _recovery(scene: Scene, fault: Fault, injection: Injection) -> Recovery:
-    """Until the job that was hit trains again (or has ended); else until any job's history goes on."""
+    """Until the next attempt of the job that was hit has read its checkpoint or begun a stage, or it has ended;
+    else until any job's history has gone on and a request was answered."""
     if injection.job is not None:
         later = text("SELECT at, attempt, type FROM events WHERE job_id = :job AND at > :at ORDER BY id")
         for row in scene.rows(later, job=injection.job, at=injection.at):

@@ -18,12 +18,15 @@ from sqlalchemy import text
 from storage.database import Database
 from storage.settings import Settings
 from tests.faults.client import Client, Ledger
+from tests.faults.invariants import Done
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Postgres, Redis
 from tests.faults.service import Service, WorkerTree, worker_tree
 
 VICTIM_SECONDS = 10.0
 SPRING_SECONDS = 40.0
+SAY_SECONDS = 5.0
+ZOMBIE_SECONDS = 1.0
 RUNNING = text("""
     SELECT jobs.id AS job, jobs.attempt AS attempt, workers.pid AS pid, jobs.name AS name, jobs.stage AS stage
     FROM jobs JOIN workers ON workers.id = jobs.worker_id
@@ -54,6 +57,8 @@ class Victim:
     job: str
     attempt: int
     tree: WorkerTree
+    lock: threading.Lock
+    """Its worker's."""
 
 
 @dataclass
@@ -76,10 +81,7 @@ class Scene:
     postgres_proxy: Proxy | None = None
     redis_proxy: Proxy | None = None
     locks: dict[str, threading.Lock] = field(default_factory=dict)
-    expected_failures: dict[str, str] = field(default_factory=dict)
-    """Jobs that may fail, each with its error's code."""
-    drained: list[tuple[str, int]] = field(default_factory=list)
-    """Jobs and attempts whose workers were told to end."""
+    did: Done = field(default_factory=Done)
     over: threading.Event = field(default_factory=threading.Event)
     """The round injects no more."""
 
@@ -98,20 +100,27 @@ class Scene:
             time.sleep(0.05)
         return None
 
-    def victim(self, needs: str = "training") -> Victim | None:
-        """A running job with a living worker; None where none turns up."""
+    @contextmanager
+    def victim(self, needs: str = "training") -> Iterator[Victim | None]:
+        """A running job with a living worker, which no other fault picks meanwhile; None where none turns up."""
+        found: Victim | None = self.wait_for(lambda: self._seize(needs), VICTIM_SECONDS)
+        try:
+            yield found
+        finally:
+            if found is not None:
+                found.lock.release()
 
-        def look() -> Victim | None:
-            rows = [row for row in self.rows(RUNNING) if not row.name.startswith("poison")]
-            self.rng.shuffle(rows)
-            for row in rows:
+    def _seize(self, needs: str) -> Victim | None:
+        rows = [row for row in self.rows(RUNNING) if not row.name.startswith("poison")]
+        self.rng.shuffle(rows)
+        for row in rows:
+            lock = self.locks.setdefault(f"worker {row.pid}", threading.Lock())
+            if lock.acquire(blocking=False):
                 tree = worker_tree(row.pid)
                 if tree is not None and getattr(tree, needs) is not None:
-                    return Victim(row.job, row.attempt, tree)
-            return None
-
-        found: Victim | None = self.wait_for(look, VICTIM_SECONDS)
-        return found
+                    return Victim(row.job, row.attempt, tree, lock)
+                lock.release()
+        return None
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -131,11 +140,25 @@ class Scene:
         return Injection(since or now, now, job, attempt)
 
     def spring(
-        self, moment: str, action: str, argument: Any = None, *, seconds: float = SPRING_SECONDS, **condition: Any
+        self,
+        moment: str,
+        action: str,
+        argument: Any = None,
+        *,
+        seconds: float = SPRING_SECONDS,
+        cause: Callable[[], Any] = lambda: None,
+        **condition: Any,
     ) -> dict[str, Any] | None:
-        """Order the next process that passes the moment to do something; who it was, or None if nobody came."""
+        """Order the next process that passes the moment to do something; who it was, or None if nobody came.
+
+        Args:
+            seconds: how long the order stands.
+            cause: what brings a process there, once the order is given.
+            condition: which process it must be.
+        """
         with self.locks.setdefault(f"moment {moment}", threading.Lock()):
             armed, note = self._arm(moment, action, argument, **condition)
+            cause()
             end = time.monotonic() + seconds
             while time.monotonic() < end and not self.over.is_set() and not note.exists():
                 time.sleep(0.02)
@@ -193,8 +216,13 @@ class Scene:
 
 
 def _disarm(armed: Path, note: Path) -> dict[str, Any] | None:
-    armed.unlink(missing_ok=True)
-    time.sleep(0.05)  # who took it just now is about to say so
+    """Take the order back; who was faster carries it out, and has a while to say so."""
+    try:
+        armed.unlink()
+    except FileNotFoundError:
+        end = time.monotonic() + SAY_SECONDS
+        while not note.exists() and time.monotonic() < end:
+            time.sleep(0.02)
     return json.loads(note.read_text()) if note.exists() else None
 
 
@@ -208,9 +236,9 @@ def send(process: psutil.Process | None, number: int) -> bool:
     return False
 
 
-def wake(pid: int) -> None:
-    """Let a stopped process and the one above it go on: the upper one last, it may end the other."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for each in (process, process.parent()):
-            send(each, signal.SIGCONT)
+def wake(note: dict[str, Any]) -> None:
+    """Let a stopped training process and then its supervisor go on, which may end it as soon as it looks."""
+    for number, pause in ((note["pid"], ZOMBIE_SECONDS), (note["parent"], 0.0)):
+        with suppress(psutil.Error):
+            send(psutil.Process(number), signal.SIGCONT)
+        time.sleep(pause)

@@ -22,18 +22,13 @@ import psutil
 
 from distillery.embedded import environment
 from storage.settings import Settings
+from tests.faults.servers import reserve_port
 
 ROOT = Path(__file__).parents[2]
 TRAPS = Path(__file__).parent / "traps"
 MARK = "FAULTS_MARK"
 RESTART_SECONDS = 0.3
-START_SECONDS = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+START_SECONDS = 300.0
 
 
 @dataclass
@@ -73,6 +68,7 @@ class Service:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._over = threading.Event()
+        self._guards: list[socket.socket] = []
         self._tending = threading.Thread(target=self._tend, name="init", daemon=True)
         for part in ("armed", "sprung", "output"):
             (self.folder / part).mkdir(parents=True)
@@ -80,7 +76,8 @@ class Service:
         for name in names:
             command, variables = name.partition("-")[0], self._variables()
             if command in ("api", "serve"):
-                port = free_port()
+                self._guards.append(reserve_port())
+                port = self._guards[-1].getsockname()[1]
                 self.urls.append(f"http://127.0.0.1:{port}")
                 variables["DISTILLERY_PORT"] = str(port)
             self.members[name] = Member(name, [command], variables)
@@ -182,6 +179,8 @@ class Service:
                 lines.append(" ".join(process.cmdline()))
                 process.kill()
         self._reap(5.0)
+        for guard in self._guards:
+            guard.close()
         return lines
 
     def _reap(self, seconds: float = 0.0) -> None:

@@ -57,15 +57,22 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server.close()
 
 
-@pytest.fixture
-def url(postgres: Postgres) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def database(postgres: Postgres) -> str:
     """A database with the table `rows`."""
-    postgres.start()  # it runs, unless the test before failed halfway
     url = postgres.create_database("faults")
     with connect(url) as connection:
         connection.execute("CREATE TABLE rows (id int)")
-    yield url
-    postgres.drop_database("faults")
+    return url
+
+
+@pytest.fixture
+def url(postgres: Postgres, database: str) -> str:
+    """The database, its table empty."""
+    postgres.start()  # it runs, unless the test before failed halfway
+    with connect(database) as connection:
+        connection.execute("TRUNCATE rows")
+    return database
 
 
 @pytest.fixture(scope="module")

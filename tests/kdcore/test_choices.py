@@ -32,7 +32,7 @@ def _as_before() -> Iterator[None]:
 
 def chosen(text: str, **values: object) -> Choices:
     spec = parse_spec(text)
-    return choose(spec, make_plan(spec), **{"device": "cpu", "cores": 8, **values})  # type: ignore[arg-type]
+    return choose(spec, make_plan(spec), **{"device": "cpu", "cores": 8, **values})
 
 
 def test_small_work_gets_one_thread_and_large_work_every_core() -> None:

@@ -193,7 +193,7 @@ def test_a_download_fills_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_broken_idx_files(tmp_path: Path, suffix: str, change: object, message: str) -> None:
     path = tmp_path / f"images{suffix}"
-    content = change(idx(np.zeros((50, 28, 28), np.uint8)))  # type: ignore[operator]
+    content = change(idx(np.zeros((50, 28, 28), np.uint8)))
     path.write_bytes(gzip.compress(content) if suffix else content)
     with pytest.raises(DataError, match=message) as caught:
         read_idx(path, 3)

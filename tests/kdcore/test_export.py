@@ -69,8 +69,8 @@ def classifier(model: dict[str, Any]) -> Classifier:
     network = spec.student.model.build(FACTS.input_shape, len(FACTS.classes))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
     return Classifier(Normalise(FACTS), network).eval()
 
 
@@ -209,7 +209,7 @@ def test_an_export_that_differs_is_refused(tmp_path: Path) -> None:
     program = export.trace(student, FACTS)
     export.save_onnx(program, tmp_path / "m.onnx")
     with torch.no_grad():
-        student.network.head.bias[0] += 0.01  # type: ignore[index, union-attr, operator]
+        student.network.head.bias[0] += 0.01
     other = export.trace(student, FACTS)
     with pytest.raises(TrainingError, match="onnx") as caught:
         export.check(student, other, tmp_path / "m.onnx", FACTS)

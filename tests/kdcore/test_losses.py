@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kdcore.losses import (
-    LOSSES,
     Batch,
     Context,
     CrossEntropyConfig,
@@ -289,7 +288,11 @@ def batch(student: dict[str, Tensor], teacher: dict[str, Tensor], labels: Tensor
     return Batch(student, [teacher], labels, indices=torch.arange(size), inputs=torch.zeros(size, 1))
 
 
-@pytest.mark.parametrize("config", [loss() for loss in LOSSES], ids=lambda config: config.type)
+@pytest.mark.parametrize(
+    "config",
+    [CrossEntropyConfig(), KDConfig(), SoftCrossEntropyConfig(), LogitMSEConfig()],
+    ids=lambda config: config.type,
+)
 def test_term_is_its_function(config: KDConfig) -> None:
     student, teacher = logits(5, 3)
     labels = torch.tensor([0, 1, 2, 0, 1])

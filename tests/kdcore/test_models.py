@@ -58,13 +58,56 @@ def test_cnn_views_and_parameters() -> None:
     network = CNNConfig(channels=[64, 128], kernel_size=5, hidden=[1024]).build((1, 28, 28), 10)
     views = network.eval().views(torch.zeros(2, 1, 28, 28))
     assert {name: tuple(view.shape) for name, view in views.items()} == {
+        "conv_1_pre": (2, 64, 28, 28),
         "conv_1": (2, 64, 14, 14),
+        "conv_2_pre": (2, 128, 14, 14),
         "conv_2": (2, 128, 7, 7),
         "hidden_1": (2, 1024),
         "logits": (2, 10),
     }
     convolutions = 64 * 25 + 64 + 128 * 64 * 25 + 128
     assert count(network) == convolutions + 128 * 49 * 1024 + 1024 + 1024 * 10 + 10
+
+
+def test_cnn_views_before_the_activation_and_what_made_them() -> None:
+    config = CNNConfig(channels=[3, 4], hidden=[5], batch_norm=True, dropout=0.5)
+    network = config.build((1, 8, 8), 3).eval()
+    outputs: dict[str, torch.Tensor] = {}
+    for name in ("conv_1_pre", "conv_2_pre"):
+        norm = network.norm_before(name)
+        assert norm is not None
+        norm.register_forward_hook(lambda module, given, found, name=name: outputs.update({name: found}))
+    views = network.views(torch.randn(4, 1, 8, 8))
+    assert list(views) == ["conv_1_pre", "conv_1", "conv_2_pre", "conv_2", "hidden_1", "logits"]
+    for name, found in outputs.items():
+        assert torch.equal(found, views[name])
+        assert torch.equal(nn.functional.max_pool2d(found.relu(), 2), views[name.removesuffix("_pre")])
+    assert [network.norm_before(layer) for layer in ("conv_1", "hidden_1", "conv_9_pre")] == [None] * 3
+    assert CNNConfig().build((1, 8, 8), 3).norm_before("conv_1_pre") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "reads"),
+    [
+        (MLPConfig(hidden=[7, 5], dropout=0.5), "hidden_2"),
+        (CNNConfig(channels=[2], hidden=[5], dropout=0.5), "hidden_1"),
+        (CNNConfig(channels=[2, 3], hidden=[]), "conv_2"),
+    ],
+)
+def test_the_classifier_makes_the_logits_from_a_view(config: MLPConfig | CNNConfig, reads: str) -> None:
+    network = config.build((1, 8, 8), 3).eval()
+    views = network.views(torch.randn(4, 1, 8, 8))
+    found = network.classifier()
+    assert found is not None
+    layer, module = found
+    assert layer == reads
+    torch.testing.assert_close(module(views[layer]), views["logits"])
+
+
+def test_softmax_regression_has_no_classifier_of_a_view() -> None:
+    network = MLPConfig(hidden=[]).build((1, 8, 8), 3)
+    assert network.classifier() is None
+    assert network.norm_before("logits") is None
 
 
 def test_cnn_rounds_odd_sizes_down_and_can_leave_pooling_out() -> None:

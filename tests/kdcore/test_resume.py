@@ -12,6 +12,7 @@ from kdcore.job import choose_here
 from kdcore.recorder import Recorder
 from kdcore.reporter import Interrupted, RecordingReporter, Request
 from kdcore.spec import parse_spec
+from tests.versions import rewrite
 
 Points = dict[tuple[str, int, str], float]
 
@@ -129,8 +130,7 @@ def test_the_checkpoint_of_another_spec_is_refused(light: Any, tiny: dict[str, A
 def test_other_data_than_the_checkpoint_s_is_refused(light: Any, tiny: dict[str, Any]) -> None:
     _, whole = light(tiny)
     path = whole.checkpoints[-1].path
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, "data_digest": "sha256:other"}, path)
+    rewrite(path, data_digest="sha256:other")
     with pytest.raises(TrainingError, match="data has changed"):
         light(tiny, resume=path)
 
@@ -138,9 +138,7 @@ def test_other_data_than_the_checkpoint_s_is_refused(light: Any, tiny: dict[str,
 def test_choices_come_from_the_checkpoint_and_changed_ones_are_told(light: Any, tiny: dict[str, Any]) -> None:
     _, whole = light(tiny)
     path = whole.checkpoints[-1].path
-    content = torch.load(path, weights_only=True)
-    content["choices"]["cpu"] = "another"
-    torch.save(content, path)
+    rewrite(path, choices={"cpu": "another"})
     _, rest = light(tiny, resume=path)
     assert "choices_changed" not in [name for name, _ in rest.events]
     assert dict(rest.events)["resumed_from_checkpoint"]["stage"] == "evaluation"

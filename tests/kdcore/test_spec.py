@@ -126,7 +126,7 @@ def test_stage_names_are_unique_and_free(stages: list[dict[str, str]], loc: tupl
 def test_a_spec_does_not_change() -> None:
     spec = parse_spec(SHORT)
     with pytest.raises(ValueError, match="frozen"):
-        spec.seed = 3  # type: ignore[misc]
+        spec.seed = 3
 
 
 def test_sizes_are_read_with_units() -> None:

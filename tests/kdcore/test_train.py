@@ -367,7 +367,7 @@ def test_progress_is_of_the_whole_job(light: Any, tiny: dict[str, Any], monkeypa
     monkeypatch.setattr("kdcore.session.PROGRESS_SECONDS", 0.0)
     told = []
     reporter = RecordingReporter()
-    reporter.progress = told.append  # type: ignore[method-assign]
+    reporter.progress = told.append
     light(tiny, reporter)
     fractions = [progress.fraction for progress in told]
     assert fractions == sorted(fractions)

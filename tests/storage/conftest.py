@@ -130,7 +130,7 @@ def at_once(number: int, work: Callable[[int], Any]) -> list[Any]:
         try:
             results[index] = work(index)
         except Exception as error:
-            results[index] = error  # type: ignore[call-overload]
+            results[index] = error
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
     for thread in threads:

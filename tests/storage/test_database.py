@@ -45,6 +45,26 @@ def test_a_cut_connection_is_replaced(database):
         assert session.scalar(text("SELECT 1")) == 1
 
 
+def test_a_transaction_whose_process_does_nothing_holds_its_rows_for_a_bounded_time(database, jobs, monkeypatch):
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite ends nobody's transaction")
+    monkeypatch.setattr(module, "IDLE_SECONDS", 1)
+    frozen = Database(database.engine.url.render_as_string(hide_password=False))
+    job_id = jobs.submit()
+    with contextlib.suppress(OperationalError), frozen.write() as session:
+        session.execute(text("UPDATE jobs SET priority = 5"))
+        begun = time.monotonic()
+        jobs.set(job_id, priority=7)  # waits for the row
+        assert 0.5 < time.monotonic() - begun < 10
+        with pytest.raises(OperationalError, match="idle-in-transaction") as lost:
+            session.execute(text("SELECT 1"))
+        assert lost.value.connection_invalidated
+    assert jobs.get(job_id).priority == 7
+    with frozen.read() as session:
+        assert session.scalar(text("SELECT 1")) == 1
+    frozen.close()
+
+
 def test_a_write_is_all_or_nothing_and_a_read_writes_nothing(database, jobs):
     job_id = jobs.submit()
     with contextlib.suppress(KeyError), database.write() as session:

@@ -12,11 +12,12 @@ import redis
 from pydantic import SecretStr
 from sqlalchemy import text, update
 
-from storage import schema, workers
+from storage import looks, schema, workers
 from storage.database import Database, now
 from storage.diagnosis import Diagnosis, Finding
-from storage.looks import PILED_UP
+from storage.looks import Look
 from storage.queue import Doorbell
+from storage.reconciler import MOST_RINGS
 from storage.settings import Settings
 from storage.tables import Job, Worker
 from storage.workers import WorkerCard
@@ -107,10 +108,46 @@ def test_a_queue_that_nobody_drains(settings: Settings, database: Database, jobs
             assert found(settings, database) == {}
 
 
+def test_a_job_that_the_idle_worker_does_not_read_is_no_fault_of_the_broker(
+    settings: Settings, database: Database, jobs: Jobs
+):
+    job_id = jobs.submit(spec_version=2)
+    jobs.set(job_id, available_at=now() - 100)
+    with a_worker(database):
+        assert list(found(settings, database)) == ["spec_too_new"]
+        with a_worker(database, spec_version=2):
+            assert list(found(settings, database)) == ["queue_not_drained"]
+
+
+def test_a_worker_that_rests_is_named_and_nothing_else_is_blamed(settings: Settings, database: Database, jobs: Jobs):
+    job_id = jobs.submit()
+    jobs.set(job_id, available_at=now() - 100)
+    doorbell = Doorbell(settings)
+    for _ in range(MOST_RINGS):
+        assert doorbell.ring("auto")
+    with a_worker(database, status="resting") as card:
+        (finding,) = found(settings, database).values()
+        assert (finding.code, finding.part) == ("workers_resting", None)
+        assert card.id in finding.about[0]
+
+
+def test_a_look_whose_thread_cannot_be_started_is_taken_the_next_time(monkeypatch: pytest.MonkeyPatch):
+    look = Look(lambda: "seen")
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(looks.threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            look.begin()
+    assert look.begin().result(5) == "seen"
+
+
 def test_doorbells_that_an_idle_worker_does_not_hear(settings: Settings, database: Database):
     doorbell = Doorbell(settings)
     with a_worker(database):
-        for _ in range(PILED_UP):
+        for _ in range(MOST_RINGS):
             assert doorbell.ring("auto")
         assert list(found(settings, database)) == ["doorbells_unheard"]
     with a_worker(database, status="busy"):

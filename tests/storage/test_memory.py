@@ -89,8 +89,27 @@ def test_beside_a_gpu_copies_do_not_count(jobs: Jobs, database: Database) -> Non
     assert claim(database, GPU) == job_id
 
 
-def test_a_plan_without_memory_is_anybodys(jobs: Jobs, database: Database) -> None:
+@pytest.mark.parametrize(
+    "plan", [{}, {"memory": None}, {"memory": {"total": "30 GiB"}}, {"memory": {"total": {"cpu": 3}, "copies": True}}]
+)
+def test_a_plan_that_does_not_say_so_or_says_it_otherwise_is_anybodys(
+    jobs: Jobs, database: Database, plan: dict[str, Any]
+) -> None:
     hire(database, SMALL)
     hire(database, LARGE)
-    job_id = jobs.submit()
+    hungry, job_id = needing(jobs, 30, priority=9), jobs.submit()
+    jobs.set(job_id, plan=plan)
+    assert reason(database, job_id) == "about to start"
     assert claim(database, SMALL) == job_id
+    assert claim(database, LARGE) == hungry
+
+
+def test_who_rests_is_no_reason_to_leave_a_job(jobs: Jobs, database: Database) -> None:
+    hire(database, SMALL)
+    hire(database, LARGE, "resting")
+    hungry = needing(jobs, 30)
+    assert reason(database, hungry) == "all workers with enough memory are busy"
+    assert claim(database, SMALL) == hungry
+    waiting = jobs.submit()
+    hire(database, SMALL, "resting")
+    assert reason(database, waiting) == "no worker can train at the moment"

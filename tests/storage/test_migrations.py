@@ -93,6 +93,37 @@ def test_two_processes_that_start_at_once(url):
     assert [out for out, _ in ends] == [f"{schema.head()}\n"] * 2, [error for _, error in ends]
 
 
+def test_a_migration_waits_for_who_checked_the_version(empty):
+    """On PostgreSQL a writer that had seen the old version wrote under the new schema."""
+    schema.ensure(empty)
+    refused = []
+
+    def come_late():
+        try:
+            with empty.write() as session:
+                schema.check(session)
+        except SchemaError as error:
+            refused.append(error)
+
+    migrating = threading.Thread(target=schema.downgrade, args=(empty, "0002"))
+    late = threading.Thread(target=come_late)
+    with empty.write() as session:
+        schema.check(session)
+        migrating.start()
+        migrating.join(1.0)
+        assert migrating.is_alive()
+        if empty.engine.dialect.name == "postgresql":  # SQLite's writers wait where they begin, in no order
+            late.start()
+            late.join(0.3)
+            assert late.is_alive()
+        session.execute(text("INSERT INTO workers SELECT 'w', 'h', 1, 'cpu', 'n', 1, '1', 'idle', NULL, 1, 1, 0, 1"))
+    migrating.join(20)
+    assert schema.current(empty) == "0002"
+    if late.ident is not None:
+        late.join(20)
+        assert "went to revision 0002" in str(refused[0])
+
+
 def test_a_later_version_s_database(empty):
     schema.ensure(empty)
     run(empty, "UPDATE alembic_version SET version_num = '9999'")

@@ -4,10 +4,13 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import DataError, OperationalError
 
-from storage import attempts, workers
+from storage import attempts, reconciler, workers
 from storage.queue import Doorbell
 from storage.reconciler import MOST_RINGS, reconcile
+from storage.tables import Job
 from storage.workers import WorkerCard
 
 
@@ -40,8 +43,8 @@ def once(database, doorbell, settings):
     return lambda bell=doorbell: reconcile(database, bell, settings)
 
 
-def hire(database, device="cpu", status="idle", id="w1"):
-    card = WorkerCard(id, "host", 1, device, "a device", 2**40, "1", 1)
+def hire(database, device="cpu", status="idle", id="w1", memory=2**40):
+    card = WorkerCard(id, "host", 1, device, "a device", memory, "1", 1)
     with database.write() as session:
         workers.beat(session, card)
         workers.set_status(session, id, status)
@@ -115,10 +118,66 @@ def test_a_heartbeat_that_comes_while_the_reconciler_looks_keeps_the_job(jobs, d
     with database.write() as session:
         attempts.heartbeat(session, fence, 30.0)
         thread.start()
-        time.sleep(0.3)  # it has seen the old lease, and waits for the row
+        time.sleep(0.3)  # it has seen the old lease; on SQLite it waits
     thread.join(20)
     assert taken == []
     assert jobs.state(fence.job_id) == ("running", None)
+
+
+def test_a_row_that_somebody_holds_stops_neither_the_others_nor_the_rings(jobs, once, database):
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite locks no rows")
+    hire(database)
+    held, lost = jobs.running(), jobs.running()
+    queued, waiting = jobs.submit(priority=9), jobs.submit()
+    wait_long(jobs, queued, waiting)
+    for fence, expired in ((held, 1.0), (lost, 2.0)):
+        jobs.set(fence.job_id, lease_expires_at=expired)
+    with database.write() as session:
+        session.execute(select(Job.id).where(Job.id.in_([held.job_id, queued])).with_for_update())
+        began = time.monotonic()
+        done = once()
+        assert time.monotonic() - began < 5
+        assert done.taken_back == [lost]
+        assert done.rung == 2  # for `waiting`, and for the one that came back
+    assert once().taken_back == [held]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_job_that_cannot_be_taken_back_stops_the_others_only_where_the_database_is_away(
+    jobs, once, database, monkeypatch, answers
+):
+    hire(database)
+    broken, lost, waiting = jobs.running(), jobs.running(), jobs.submit()
+    wait_long(jobs, waiting)
+    for fence, expired in ((broken, 1.0), (lost, 2.0)):
+        jobs.set(fence.job_id, lease_expires_at=expired)
+    release = reconciler.release
+
+    def refuse(session, fence, *arguments, **limits):
+        if fence == broken:
+            kind = DataError if answers else OperationalError
+            raise kind("UPDATE", None, Exception("invalid input"))
+        release(session, fence, *arguments, **limits)
+
+    monkeypatch.setattr(reconciler, "release", refuse)
+    if answers:
+        done = once()
+        assert (done.taken_back, done.rung) == ([lost], 2)
+    else:
+        with pytest.raises(OperationalError):
+            once()
+
+
+def test_rings_only_for_what_an_idle_worker_would_take(jobs, once, database):
+    hire(database, memory=2**30)
+    hire(database, memory=2**40, status="busy", id="w2")
+    large, new = jobs.submit(), jobs.submit(spec_version=2)
+    jobs.set(large, plan={"memory": {"total": 2**35, "copies": 0}})
+    for status, rung in (("busy", 0), ("resting", 1), ("idle", 1)):
+        hire(database, memory=2**40, status=status, id="w2")
+        wait_long(jobs, large, new)
+        assert once().rung == rung, status
 
 
 def test_rings_for_what_nobody_heard(jobs, once, database, doorbell):

@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from kdcore import checkpoint
 from kdcore.checkpoint import file_digest
 from kdcore.config import SPEC_VERSION
+from kdcore.errors import TrainingError
 from kdcore.plan import make_plan
 from kdcore.spec import parse_spec, spec_digest, spec_document
 from storage import attempts, records, submissions
+from storage.blobs import BlobStore
 from storage.database import Database
 from storage.lifecycle import Fence
 from storage.settings import Settings
 from storage.tables import Checkpoint, Event, Job
+from worker import attempt
 from worker.ledger import Ledger
 from worker.logfile import BoundedLog
 from worker.resuming import find_resume
@@ -71,6 +75,59 @@ def test_a_checkpoint_that_became_something_else_is_set_aside_unread(
         assert session.scalar(select(Checkpoint.id)) is None
         told = session.scalar(select(Event.data).where(Event.type == "checkpoint_rejected"))
     assert "no file of the service's home" in str(told)
+
+
+def test_a_spoilt_checkpoint_is_set_aside_for_the_one_before(ledger: Ledger) -> None:
+    """Which its digest tells: what was added at its end would not keep it from being read."""
+    spec, folder = parse_spec(SPEC), ledger.settings.jobs / ledger.fence.job_id / "attempt-1" / "checkpoints"
+    paths = []
+    for step in (10, 20):
+        content = {"spec_digest": spec_digest(spec), "state": {"stage": 0, "step": step}}
+        path, digest = checkpoint.save(folder, content)
+        paths.append(path)
+        row: dict[str, Any] = {"stage": "teacher-1", "epoch": 0, "step": step, "digest": digest, "size": 8}
+        with ledger.database.write() as session:
+            relative = str(path.relative_to(ledger.settings.home))
+            records.record_checkpoint(session, ledger.fence, path=relative, **row)
+            job = session.get_one(Job, ledger.fence.job_id)
+    older, newest = paths
+    with newest.open("ab") as file:
+        file.write(b"\x00")
+    assert find_resume(ledger, job, spec) == older
+    with ledger.database.read() as session:
+        told = session.scalar(select(Event.data).where(Event.type == "checkpoint_rejected"))
+        assert session.scalars(select(Checkpoint.step)).all() == [10]
+    assert "do not have the digest they were saved with" in str(told)
+    assert older.exists()
+
+
+def test_a_damaged_teacher_teaches_nobody(ledger: Ledger, tmp_path: Path) -> None:
+    """Its bytes are checked against their digest; as the disk may come back, it is a system error."""
+    blobs, source = BlobStore(ledger.settings.blobs), tmp_path / "source"
+    source.write_bytes(b"weights")
+    digest, size = blobs.put(source)
+    path, artifact = blobs.path(digest, size), records.NewArtifact(attempt.TEACHER_WEIGHTS, digest, size, "any/type")
+    with ledger.database.write() as session:
+        records.publish(session, ledger.fence, [artifact])
+        job = session.get_one(Job, ledger.fence.job_id)
+    model = SPEC["teachers"][0]["model"]
+    taught = parse_spec(SPEC | {"teachers": [{"model": model, "weights": {"job": job.id}}]})
+
+    def refused() -> tuple[str, str, str]:
+        with pytest.raises(TrainingError) as caught:
+            attempt._teacher_weights(ledger, job, taught)
+        return caught.value.kind, caught.value.code, caught.value.message
+
+    path.write_bytes(b"Weights")
+    kind, code, message = refused()
+    assert (kind, code) == ("system", "no_teacher_weights")
+    assert "are damaged" in message
+    path.unlink()
+    assert refused()[:2] == ("system", "no_teacher_weights")
+    path.write_bytes(b"weights")
+    assert attempt._teacher_weights(ledger, job, taught) == {0: path}
+    job.owner = "another"
+    assert refused()[:2] == ("user", "no_teacher_weights")
 
 
 def test_a_checkpoint_beyond_the_home_is_set_aside_unread(ledger: Ledger, tmp_path_factory: Any) -> None:

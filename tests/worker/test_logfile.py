@@ -1,5 +1,6 @@
 """What is kept of a process's output."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,26 @@ def test_a_log_that_cannot_be_cut_goes_on_once_it_can(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"start\n")
     assert path.read_bytes().endswith(b"fits\n" + b"z" * 500)
     assert path.stat().st_size <= MOST
+
+
+def test_a_disk_that_has_room_for_a_part_leaves_the_whole_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    log = BoundedLog(path, MOST)
+    lines = b"".join(f"line {number}\n".encode() for number in range(500))
+    log.write(lines[: MOST - 100])
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST // 2, limits[1]))  # as a full disk: the system writes a part
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            log.write(b"y" * 500)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
+    log.write(b"z" * 500)
+    assert path.read_bytes().startswith(b"line 0\n")
+    assert path.read_bytes().endswith(b"z" * 500)
 
 
 def test_one_piece_that_is_too_large_and_has_no_line(tmp_path: Path) -> None:

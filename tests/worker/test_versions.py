@@ -1,28 +1,29 @@
 """A worker beside other versions: what it does not read it leaves, and under another schema it ends."""
 
 import time
-from hashlib import sha256
+from contextlib import closing
 
-import torch
-from sqlalchemy import text, update
+import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from kdcore.config import SPEC_VERSION
+from kdcore import checkpoint
 from kdcore.reporter import RecordingReporter
-from storage import queries, schema, workers
+from storage import queries, workers
 from storage.database import Database
 from storage.settings import Settings
 from storage.tables import Checkpoint, Job
 from storage.workers import WorkerCard
+from tests.versions import NEXT, rewrite, schema_at
 from worker.main import EXIT_SCHEMA
 from worker.slot import Slot
 
 from .conftest import SPEC, Rig
 
 
-def of_version_2(session: Session, job_id: str) -> None:
+def of_next_version(session: Session, job_id: str) -> None:
     """As a newer API would store it: first in the queue, with a field that nobody here knows."""
-    document = session.get_one(Job, job_id).spec | {"spec_version": SPEC_VERSION + 1, "unheard_of": True}
+    document = session.get_one(Job, job_id).spec | {"spec_version": NEXT, "unheard_of": True}
     session.execute(update(Job).where(Job.id == job_id).values(spec=document, priority=100))
 
 
@@ -31,18 +32,18 @@ def make_later(rig: Rig, job_id: str) -> tuple[Checkpoint, Checkpoint]:
     with rig.database.write() as session:
         newest, before = queries.list_checkpoints(session, job_id)
         path = rig.settings.home / newest.path
-        torch.save(torch.load(path, weights_only=True) | {"version": 2, "unheard_of": 1}, path)
-        digest = f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+        rewrite(path, version=checkpoint.VERSION + 1, unheard_of=1)
         mine = Checkpoint.job_id == job_id, Checkpoint.id == newest.id
-        session.execute(update(Checkpoint).where(*mine).values(digest=digest))
+        session.execute(update(Checkpoint).where(*mine).values(digest=checkpoint.file_digest(path)))
     return newest, before
 
 
+@pytest.mark.parametrize("settings", ["embedded"], indirect=True)  # with what a form changes: tests/storage
 def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
     rig: Rig, undisturbed: tuple[str, RecordingReporter]
 ) -> None:
     first = rig.start()
-    later = rig.submit(SPEC, then=of_version_2)
+    later = rig.submit(SPEC, then=of_next_version)
     job_id = rig.submit(SPEC)
     rig.until(lambda: len(rig.until_training(job_id) and checkpoints(rig, job_id)) == 2)
     rig.stop(first)
@@ -52,9 +53,8 @@ def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
     assert (job.status, job.error) == ("succeeded", None)
     rejected = rig.last(job_id, "checkpoint_rejected").data
     assert rejected["id"] == newest.id
-    assert (
-        "is of version 2, and this release reads version 1; go on with the release that wrote it" in rejected["reason"]
-    )
+    versions = f"is of version {checkpoint.VERSION + 1}, and this release reads version {checkpoint.VERSION}"
+    assert f"{versions}; go on with the release that wrote it" in rejected["reason"]
     at = rig.last(job_id, "resumed_from_checkpoint").data
     assert (at["epoch"], at["step"]) == (before.epoch, before.step)
     assert rig.student(job_id) == undisturbed[0]
@@ -64,7 +64,7 @@ def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
     assert (waiting.status, waiting.attempt) == ("queued", 0)
     with rig.database.read() as session:
         wait = queries.explain_wait(session, waiting, 60)
-    assert wait.reason == "no worker reads spec version 3; upgrade the workers"
+    assert wait.reason == f"no worker reads spec version {NEXT}; upgrade the workers"
 
 
 def checkpoints(rig: Rig, job_id: str) -> list[Checkpoint]:
@@ -72,18 +72,13 @@ def checkpoints(rig: Rig, job_id: str) -> list[Checkpoint]:
         return queries.list_checkpoints(session, job_id)
 
 
-def set_schema(database: Database, revision: str) -> None:
-    with database.engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": revision})
-
-
+@pytest.mark.parametrize("settings", ["deployed"], indirect=True)  # the next test looks at both forms
 def test_a_worker_whose_schema_is_changed_under_it_drains_and_ends(rig: Rig) -> None:
     """It went on: training, claiming and taking jobs back, with tables that another version had changed."""
     worker = rig.start()
     job_id = rig.submit(SPEC | {"stages": [{"epochs": 100_000}]})
     rig.until_training(job_id)
-    set_schema(rig.database, "from_the_future")
-    try:
+    with schema_at(rig.database, "from_the_future"):
         rig.until(lambda: worker.poll() is not None, rig.settings.drain_seconds + 30)
         assert worker.returncode == EXIT_SCHEMA
         job = rig.job(job_id)
@@ -94,8 +89,6 @@ def test_a_worker_whose_schema_is_changed_under_it_drains_and_ends(rig: Rig) -> 
         assert said.count('"schema_changed"') == 1
         assert "went to revision from_the_future while this process, which needs" in said
         rig.nothing_left(10)
-    finally:
-        set_schema(rig.database, schema.head())
 
 
 def test_a_slot_claims_nothing_under_another_schema(settings: Settings, database: Database) -> None:
@@ -104,13 +97,9 @@ def test_a_slot_claims_nothing_under_another_schema(settings: Settings, database
     job_id = rig.submit(SPEC)
     with database.write() as session:
         workers.register(session, card)
-    set_schema(database, "from_the_future")
     slot = Slot(rig.settings, card)
-    try:
+    with closing(slot), schema_at(database, "from_the_future"):
         began = time.monotonic()
         slot.work()
         assert time.monotonic() - began < 30
         assert (rig.job(job_id).status, rig.job(job_id).attempt) == ("queued", 0)
-    finally:
-        set_schema(database, schema.head())
-        slot.close()

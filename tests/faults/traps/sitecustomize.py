@@ -14,6 +14,7 @@ import importlib.machinery
 import io
 import json
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -54,7 +55,7 @@ def order_for(moment):
 def say(order):
     final = f"{FOLDER}/sprung/{order['id']}.json"
     if not os.path.exists(final):
-        note = {"at": real_time(), "pid": os.getpid(), "role": role(), **doing}
+        note = {"at": real_time(), "pid": os.getpid(), "parent": os.getppid(), "role": role(), **doing}
         with open(f"{final}.tmp{os.getpid()}", "w") as file:
             json.dump(note, file)
         os.replace(file.name, final)
@@ -86,6 +87,10 @@ def obey(order, hold):
         ctypes.PyDLL(None).sleep(3600)
     elif action == "error":
         raise OSError(argument, os.strerror(argument), "the disk of the test")
+    elif action == "lose_reply":
+        from sqlalchemy.exc import OperationalError
+
+        raise OperationalError("COMMIT", None, Exception("the connection of the test was cut before the reply"))
     elif action == "slow":
         time.sleep(argument)
     elif action == "out_of_memory":
@@ -160,8 +165,49 @@ def trapped(function, moment):
     return wrapped
 
 
+class Readable(type(pathlib.Path())):
+    """A checkpoint's path."""
+
+    def open(self, *args, **values):
+        pass_moment("checkpoint.read")
+        return super().open(*args, **values)
+
+
+class Writable(type(pathlib.Path())):
+    """A path in the artifact store."""
+
+    def open(self, mode="r", *args, **values):
+        file = super().open(mode, *args, **values)
+        return file if "r" in mode else Halfway(file, "upload.write")
+
+
+class Halfway:
+    """A file that passes the moment when half of what is to be written lies on the disk."""
+
+    def __init__(self, file, moment):
+        self._file, self._moment = file, moment
+
+    def write(self, content):
+        order = order_for(self._moment)
+        half = len(content) // 2 if order is not None else 0
+        if order is not None:
+            self._file.write(content[:half])
+            self._file.flush()
+            obey(order, None)
+        return half + self._file.write(content[half:])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
 def checkpoint(module):
-    real = module.torch.save
+    load, real = module.load, module.torch.save
 
     def save(content, file):
         order = order_for("checkpoint.write")
@@ -175,10 +221,13 @@ def checkpoint(module):
 
     module.torch = Shadow(module.torch, save=save)
     module.os = Shadow(os, fsync=trapped(os.fsync, "checkpoint.fsync"), replace=trapped(os.replace, "checkpoint.name"))
+    module.load = functools.wraps(load)(lambda path, **values: load(Readable(path), **values))
 
 
 def blobs(module):
-    module.os = Shadow(os, fsync=trapped(os.fsync, "upload.write"), replace=trapped(os.replace, "upload.name"))
+    begin = module.BlobStore.__init__
+    module.BlobStore.__init__ = functools.wraps(begin)(lambda self, root: begin(self, Writable(root)))
+    module.os = Shadow(os, replace=trapped(os.replace, "upload.name"))
 
 
 def queue(module):
@@ -212,13 +261,22 @@ def slot(module):
 
 
 def attempt(module):
-    run = module.run
+    run, publish = module.run, module._publish
 
     def wrapped(fence, inbox):
         doing.update(job=fence.job_id, attempt=fence.attempt)
         return run(fence, inbox)
 
+    def uploaded(ledger, *args):
+        """Its one transaction comes when all is uploaded."""
+        ledger.write = trapped(ledger.write, "publish")
+        try:
+            return publish(ledger, *args)
+        finally:
+            del ledger.write
+
     module.run = wrapped
+    module._publish = uploaded
     before(module, "find_resume", "resume")
     after(module, "_publish", "published")
 
@@ -236,8 +294,27 @@ def actions(module):
 
 
 def records(module):
+    record = module.record_checkpoint
+
+    def wrapped(session, *args, **values):
+        session.info["committed"] = "checkpoint.committed"
+        return record(session, *args, **values)
+
+    module.record_checkpoint = wrapped
     before(module, "record_checkpoint", "checkpoint.row")
-    before(module, "publish", "publish")
+
+
+def database(module):
+    write = module.Database.write
+
+    @contextlib.contextmanager
+    def wrapped(self):
+        with write(self) as session:
+            yield session
+        if "committed" in session.info:
+            pass_moment(session.info["committed"])
+
+    module.Database.write = wrapped
 
 
 def attempts(module):
@@ -256,6 +333,7 @@ MOMENTS = {
     "storage.actions": [actions],
     "storage.attempts": [attempts],
     "storage.blobs": [blobs],
+    "storage.database": [database],
     "storage.queue": [queue],
     "storage.reconciler": [reconciler],
     "storage.records": [records],
@@ -268,20 +346,20 @@ MOMENTS = {
 
 def unfenced_finish(module):
     """The attempt's check is removed from finish: whoever comes last publishes."""
-    publish, holds, finishing = module._publish, module.Fence.holds, threading.local()
+    from storage import lifecycle
+
+    publish, holds, finishing = module._publish, lifecycle.Fence.holds, threading.local()
 
     def unfenced(self):
-        if getattr(finishing, "now", False):
-            return module.Job.id == self.job_id
-        return holds(self)
+        return module.Job.id == self.job_id if getattr(finishing, "now", False) else holds(self)
 
     def wrapped(*args):
         finishing.now = True
         return publish(*args)
 
-    module.Fence.holds = unfenced
+    lifecycle.Fence.holds = unfenced
+    lifecycle.TRANSITIONS["succeeded"] = (frozenset(lifecycle.Status), lifecycle.Status.SUCCEEDED)
     module._publish = wrapped
-    module.attempts.TRANSITIONS["succeeded"] = (frozenset(module.attempts.Status), module.attempts.Status.SUCCEEDED)
 
 
 def artifacts_in_place(module):
@@ -294,10 +372,7 @@ def artifacts_in_place(module):
         final.parent.mkdir(parents=True, exist_ok=True)
         if not final.exists():
             with final.open("wb") as file:
-                file.write(content[: len(content) // 2])
-                file.flush()
-                module.os.fsync(file.fileno())
-                file.write(content[len(content) // 2 :])
+                file.write(content)
         return digest, len(content)
 
     module.BlobStore.put = put
