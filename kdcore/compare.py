@@ -1,12 +1,19 @@
 """Whether one model really beats another on the same samples."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 RESAMPLES = 10_000
+Z_95 = 1.959963984540054
+T_95 = (
+    *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
+    *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024),
+)
+"""Student's t at 97.5%, by degrees of freedom from 1 to 19: a job has at most 20 repeats."""
 
 
 def gain(score: str, student: Tensor, baseline: Tensor, seed: int) -> dict[str, Any]:
@@ -52,6 +59,28 @@ def gain_of_hits(score: str, student_right: Tensor, baseline_right: Tensor, seed
             "method": "exact, two-sided",
         },
     }
+
+
+def spread(differences: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and 95% interval of the mean of a few independent differences, as JSON values.
+
+    The interval is by Student's t; there is none of a single difference.
+    """
+    count, values = len(differences), np.array(differences, dtype=np.float64)
+    mean = float(values.mean())
+    if count < 2:
+        return {"mean": mean, "std": None, "interval": None}
+    std = float(values.std(ddof=1))
+    half = T_95[min(count - 1, len(T_95)) - 1] * std / math.sqrt(count)
+    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
+
+
+def wilson_interval(hits: int, samples: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927): inside [0, 1], also where all or none are hits."""
+    share, z2 = hits / samples, Z_95**2
+    centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = Z_95 / (1 + z2 / samples) * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap_interval(better: int, worse: int, samples: int, seed: int) -> tuple[float, float]:

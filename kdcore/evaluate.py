@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
+from kdcore.compare import wilson_interval
 from kdcore.data import Split
 from kdcore.inputs import unit
 
@@ -107,6 +108,7 @@ def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     right, totals = matrix.diagonal().tolist(), matrix.sum(1).tolist()
     values: dict[str, Any] = {
         "accuracy": accuracy(logits, labels),
+        "accuracy_interval": list(wilson_interval(int((logits.argmax(1) == labels).sum()), len(labels))),
         "top_k": top,
         "top_k_accuracy": top_k_accuracy(logits, labels, top),
         "nll": nll(logits, labels),

@@ -15,7 +15,7 @@ from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
 from kdcore.data import DataFacts
 from kdcore.inputs import Classifier, Normalise
-from kdcore.job import Job, teacher_name, view_shapes
+from kdcore.job import Job, student_name, teacher_name, view_shapes
 from kdcore.latency import measure_latency
 from kdcore.plain import plain_function
 from kdcore.report import build_result
@@ -29,7 +29,8 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
         The result document.
     """
     taught = [teacher_name(index) for index in range(len(job.spec.teachers))]
-    names = [name for name in (*taught, "baseline", "student") if name in job.state.models]
+    students = [student_name(role, repeat) for repeat in range(job.spec.repeats) for role in ("baseline", "distill")]
+    names = [name for name in (*taught, *students) if name in job.state.models]
     logits = {name: job.predict(job.finished(name), "test", job.reader_of(name)) for name in names}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)

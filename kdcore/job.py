@@ -23,7 +23,7 @@ from kdcore.models import Network
 from kdcore.plan import make_plan
 from kdcore.plan_cost import sample_flops
 from kdcore.reporter import Reporter
-from kdcore.seeds import derive
+from kdcore.seeds import again, derive
 from kdcore.session import Session
 from kdcore.spec import JobSpec, spec_document
 from kdcore.spec import spec_digest as digest_of
@@ -35,6 +35,11 @@ from kdcore.transfer import choose_samples
 
 FINISHED = {"baseline": "baseline", "distill": "student"}
 """What the stages of a role leave, by its key in `state.models`."""
+
+
+def student_name(role: str, repeat: int = 0) -> str:
+    """Of the baseline or the student of a repeat in `state.models`."""
+    return FINISHED[role] + (f"-{repeat + 1}" if repeat else "")
 
 
 def teacher_name(index: int) -> str:
@@ -100,10 +105,11 @@ class Job:
 
     def is_last(self, stage: Stage) -> bool:
         """Whether no later stage trains the same network; every teacher is a network of its own."""
-        later = (other for other in self.stages if other.role == stage.role and other.index > stage.index)
+        alike = (other for other in self.stages if (other.role, other.repeat) == (stage.role, stage.repeat))
+        later = (other for other in alike if other.index > stage.index)
         return stage.role == "teacher" or next(later, None) is None
 
-    def network(self, role: str, index: int = 0) -> Network:
+    def network(self, role: str, index: int = 0, repeat: int = 0) -> Network:
         """A teacher or a student as it is initialised: on the CPU, so that every device begins alike.
 
         The global generators are left as they were: a network may be built while another trains.
@@ -111,7 +117,7 @@ class Job:
         config = self.spec.teachers[index].model if role == "teacher" else self.spec.student.model
         facts = self.reader(role, index).facts
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive(self.spec.seed, "weights", role, index))
+            torch.manual_seed(derive(self.spec.seed, "weights", role, index, *again(repeat)))
             return config.build(facts.input_shape, len(facts.classes), facts.vocabulary)
 
     def reader(self, role: str, index: int = 0) -> Reader:
@@ -163,7 +169,7 @@ class Job:
         """The stage's modules and generators as they begin, or as the checkpoint has them."""
         family = self.family(stage)
         index = stage.index if family == "teacher" else 0
-        model = self.network(family, index)
+        model = self.network(family, index, stage.repeat)
         if self.state.handed is not None:
             model.load_state_dict(self.state.handed)
         model.to(self.device)
@@ -171,7 +177,7 @@ class Job:
         rivals = {place: rival for place, term in enumerate(terms) if (rival := cast(Term, term).rival()) is not None}
         optimizer = stage.train.optimizer.build(trained_parameters(model, terms, rivals))
         training = Training(model, terms, optimizer, self.device, rivals)
-        torch.manual_seed(derive(self.spec.seed, family, stage.index, "dropout"))
+        torch.manual_seed(derive(self.spec.seed, family, stage.index, "dropout", *again(stage.repeat)))
         if self.resumed is not None:
             training.restore(self.resumed)
             self.resumed = None
@@ -193,7 +199,7 @@ class Job:
             epochs=stage.train.epochs,
             teacher_networks=[teachers.get(at, nn.Identity()) for at in places],
         )
-        torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index))
+        torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index, *again(stage.repeat)))
         return nn.ModuleList(loss.build(context) for loss in stage.losses).to(self.device)
 
     def offset(self, stage: Stage, best: dict[str, Any]) -> Weights:
@@ -217,7 +223,7 @@ class Job:
         assert state.best is not None
         state.selected[stage.name] = {"epoch": state.best["epoch"], "epochs": state.epoch, **state.best["values"]}
         if self.is_last(stage):
-            name = teacher_name(stage.index) if stage.role == "teacher" else FINISHED[stage.role]
+            name = teacher_name(stage.index) if stage.role == "teacher" else student_name(stage.role, stage.repeat)
             state.models[name] = weights
             state.handed = None
         else:

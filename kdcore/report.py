@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcore.compare import gain
-from kdcore.job import Job, teacher_name
+from kdcore.compare import gain, spread
+from kdcore.job import Job, student_name, teacher_name
 from kdcore.plan import ModelPlan, make_plan
 from kdcore.seeds import derive
 from kdcore.tasks import Task
@@ -44,6 +44,10 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         baseline = {**_worth(task, logits["baseline"], labels, teacher_logits), **same}
         each = {name: task.of_each(logits[name], labels) for name in ("student", "baseline")}
         difference = gain(task.compared, each["student"], each["baseline"], derive(job.spec.seed, "bootstrap"))
+    repeats = [
+        {name: task.scores[task.main](logits[key], labels) for name, key in _names(repeat).items() if key in logits}
+        for repeat in range(job.spec.repeats)
+    ]
     result: dict[str, Any] = {
         "task": task.name,
         "score": task.main,
@@ -52,6 +56,7 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         "baseline": baseline,
         "student": student,
         "gain": difference,
+        "repeats": over_repeats(task, repeats) if len(repeats) > 1 else None,
         "compression": plan.compression.model_dump(mode="json"),
         "test_samples": len(labels),
         "validation": job.state.selected,
@@ -59,6 +64,23 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         "choices": job.choices.model_dump(mode="json"),
     }
     return {"summary": summary(result), **result}
+
+
+def _names(repeat: int) -> dict[str, str]:
+    return {"student": student_name("distill", repeat), "baseline": student_name("baseline", repeat)}
+
+
+def over_repeats(task: Task, repeats: list[dict[str, float]]) -> dict[str, Any]:
+    """The score of each repeat, and the mean and spread of the gain over them.
+
+    The interval is Student's for the mean of so many differences (95%, two-sided).
+    """
+    found: dict[str, Any] = {"score": task.main, "each": repeats, "gain": None}
+    both = [each for each in repeats if "baseline" in each]
+    gains = [task.better(task.main, r["student"]) - task.better(task.main, r["baseline"]) for r in both]
+    if gains:
+        found["gain"] = spread(gains)
+    return found
 
 
 def _worth(task: Task, logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, Any]:

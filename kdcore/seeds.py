@@ -16,6 +16,11 @@ def derive(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def again(repeat: int) -> tuple[int, ...]:
+    """What a repeat adds to the parts of its seeds: nothing to the first one's, which is the job without repeats."""
+    return (repeat,) if repeat else ()
+
+
 def generator(device: torch.device, *parts: str | int) -> torch.Generator:
     """A generator on `device`, seeded with `derive(*parts)`."""
     return torch.Generator(device).manual_seed(derive(*parts))

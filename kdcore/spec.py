@@ -187,6 +187,9 @@ class JobSpec(Config):
     name: Name = Field(default_factory=_default_name)
     baseline: bool = True
     """Train the same student on the labels alone as well: what distillation must beat."""
+    repeats: int = Field(default=1, ge=1, le=20)
+    """Train baseline and student this often, each time with other initial weights and order, so that the gain has a
+    spread; the first one is the student that is published."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     select_by: MetricName = Field(default_factory=_default_score)
     """The validation metric that picks the best epoch of the teacher and of the last stage; left out: the task's

@@ -18,6 +18,7 @@ class Stage:
         index: of the teacher in `teachers`, or of the stage in `stages`.
         train: epochs, batch size, optimizer, …
         losses: the terms, with their weights.
+        repeat: which of the job's `repeats` it belongs to, from 0.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stage:
     index: int
     train: TrainConfig
     losses: list[LossConfig]
+    repeat: int = 0
 
     def teachers(self, count: int) -> list[int]:
         """Which of the job's `count` teachers its losses look at, from 0; a teacher's are those before it."""
@@ -35,7 +37,8 @@ class Stage:
 def list_stages(spec: JobSpec) -> list[Stage]:
     """Teachers that are trained, then the baseline if wanted, then the distillation stages.
 
-    The baseline has the epochs and optimizers of the distillation stages, and the task's label loss alone.
+    With `repeats` the latter two come again, under other chance. The baseline has the epochs and optimizers of the
+    distillation stages, and the task's label loss alone.
     """
     teachers = [
         Stage(
@@ -48,22 +51,25 @@ def list_stages(spec: JobSpec) -> list[Stage]:
         for index, teacher in enumerate(spec.teachers)
         if teacher.train is not None
     ]
-    several = len(spec.stages) > 1
+    return [*teachers, *(stage for repeat in range(spec.repeats) for stage in _student_stages(spec, repeat))]
+
+
+def _student_stages(spec: JobSpec, repeat: int) -> list[Stage]:
+    """The baseline's and the student's stages of one repeat; each repeat has other chance, and the first no suffix."""
+    suffix = f"-repeat-{repeat + 1}" if repeat else ""
+    several, alone = len(spec.stages) > 1, [label_loss(spec.data.task_name)]
     baselines = [
         Stage(
-            f"baseline-{index + 1}" if several else "baseline",
-            "baseline",
-            index,
-            stage,
-            [label_loss(spec.data.task_name)],
+            f"baseline-{index + 1}{suffix}" if several else f"baseline{suffix}", "baseline", index, stage, alone, repeat
         )
         for index, stage in enumerate(spec.stages)
         if spec.baseline and spec.transfer.labelled > 0
     ]
     distillation = [
-        Stage(str(stage.name), "distill", index, stage, list(stage.losses)) for index, stage in enumerate(spec.stages)
+        Stage(f"{stage.name}{suffix}", "distill", index, stage, list(stage.losses), repeat)
+        for index, stage in enumerate(spec.stages)
     ]
-    return [*teachers, *baselines, *distillation]
+    return [*baselines, *distillation]
 
 
 def label_loss(task: TaskName, label_smoothing: float = 0.0) -> LossConfig:

@@ -31,7 +31,7 @@ from kdcore.memory import SMALLER
 from kdcore.models import Network
 from kdcore.recorder import Recorder
 from kdcore.reporter import Reporter
-from kdcore.seeds import epoch_order, generator
+from kdcore.seeds import again, epoch_order, generator
 from kdcore.spec import JobSpec
 from kdcore.stages import Stage
 from kdcore.state import Training, all_finite, copy_weights
@@ -126,7 +126,12 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
     state, config, split = job.state, stage.train, job.data.train
     model, terms, optimizer = training.model, training.terms, training.optimizer
     teachers, reader = job.teachers_of(stage), job.reader(stage.role, stage.index)
-    lucky = (job.spec.seed, job.family(stage), stage.index)  # baseline and student draw the same
+    lucky: tuple[str | int, ...] = (
+        job.spec.seed,
+        job.family(stage),
+        stage.index,
+        *again(stage.repeat),
+    )  # baseline and student draw the same
     samples, seen_labels = job.samples(stage)
     order = samples[epoch_order(len(samples), *lucky, state.epoch).to(job.device)]
     steps_per_epoch = job.steps_per_epoch(stage)

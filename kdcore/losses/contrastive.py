@@ -57,7 +57,7 @@ class ContrastiveConfig(EmbeddingLossConfig):
     """Of both embeddings."""
     negatives: int = Field(default=16_384, ge=1, le=1_048_576)
     """How many are drawn for each sample, with replacement; never more than there are other training samples."""
-    temperature: float = Field(default=0.07, ge=0.01, le=1000)
+    temperature: float = Field(default=0.07, ge=0.02, le=1000)
     """By which the inner products of embeddings are divided."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Share of the old entry in a bank's new one."""
@@ -97,7 +97,7 @@ class Contrastive(Term):
             seen = torch.where(batch.labels >= 0, batch.labels, self.groups[batch.indices])
             self.groups = self.groups.index_copy(0, batch.indices, seen)
         entries = torch.cat([batch.indices[:, None], self.draw(batch.indices)], dim=1)  # (B, 1 + K)
-        # All products, of which a few are taken: gathering the entries instead would take 128 times the memory.
+        # All products, B·N numbers, of which some are taken: to gather the entries would take B·K·width.
         products = [
             (student @ self.teacher_bank.T).gather(1, entries) / self.config.temperature,
             (teacher @ self.student_bank.T).gather(1, entries) / self.config.temperature,

@@ -153,13 +153,13 @@ def _main_direction(feature: Tensor) -> Tensor:
 
     So vectors of near maps are near each other; of maps after a ReLU no number is below 0.
     """
-    vector = right_singular(feature.double(), 1)[0].squeeze(2)
+    vector = right_singular(feature.double(), 1).squeeze(2)
     return (vector * torch.where(vector.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)).float()
 
 
 def _nearest(feature: Tensor, direction: Tensor) -> Tensor:
     """(B, C, H, W), (B, C) -> (B, C): of the first singular vectors that of the largest |cosine|, with its sign."""
-    vectors = right_singular(feature.double(), CANDIDATES + 1)[0].float()  # (B, C, n)
+    vectors = right_singular(feature.double(), CANDIDATES + 1).float()  # (B, C, n)
     cosines = torch.einsum("bcn,bc->bn", vectors, direction)
     nearest = cosines.detach().abs().argmax(dim=1, keepdim=True)  # (B, 1)
     sign = torch.where(cosines.gather(1, nearest) < 0, -1.0, 1.0)

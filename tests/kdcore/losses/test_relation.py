@@ -336,6 +336,14 @@ def test_near_samples_far_from_zero_keep_their_distances() -> None:
         assert function((1e4 + student).float(), teacher.float()).item() == pytest.approx(exact, rel=5e-3)
 
 
+def test_a_cosine_below_minus_one_is_no_logarithm_of_a_negative_number() -> None:
+    """Of opposite vectors rounding makes one in about one of fourteen widths."""
+    for width in range(3, 203):
+        row = 1e4 * torch.rand(1, width, generator=torch.Generator().manual_seed(width))
+        opposite = torch.cat([row, -row])
+        assert torch.isfinite(probabilistic_transfer(opposite, torch.eye(2)))
+
+
 @pytest.mark.parametrize("name", EMBEDDING)
 def test_shapes_that_broadcasting_would_hide(name: str) -> None:
     with pytest.raises(ValueError, match="no embeddings"):
