@@ -14,7 +14,7 @@ from pathlib import Path
 from kdcore.config import SpecError, dotted
 from kdcore.document import DocumentError
 from kdcore.errors import TrainingError
-from kdcore.job import choose_here
+from kdcore.opening import choose_here
 from kdcore.report import table
 from kdcore.reporter import Interrupted, PrintReporter, Request, SavedCheckpoint
 from kdcore.spec import JobSpec, JobWeights, parse_spec

@@ -25,10 +25,11 @@ from kdcore.choices import Choices
 from kdcore.errors import diverged, memory_errors
 from kdcore.finish import finish
 from kdcore.inputs import unit
-from kdcore.job import Job, open_job
+from kdcore.job import Job
 from kdcore.losses import Batch, Rival, Term, Views
 from kdcore.memory import SMALLER
 from kdcore.models import Network
+from kdcore.opening import open_job
 from kdcore.recorder import Recorder
 from kdcore.reporter import Reporter
 from kdcore.seeds import again, epoch_order, generator

@@ -49,6 +49,7 @@ class AttentionTransferConfig(LayersLossConfig):
 
     type: Literal["attention_transfer"] = "attention_transfer"
     weight: float = Field(default=1000.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
     p: float = Field(default=2.0, ge=1, le=4)
     """The power: the higher, the more the strongest channels count."""
 

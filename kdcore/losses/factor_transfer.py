@@ -51,6 +51,7 @@ class FactorTransferConfig(LayerLossConfig):
 
     type: Literal["factor_transfer"] = "factor_transfer"
     weight: float = Field(default=200.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
     k: float = Field(default=0.5, gt=0, le=4)
     """Channels of a factor, as a share of the teacher's."""
     paraphraser_epochs: float = Field(default=30.0, gt=0, le=100_000)

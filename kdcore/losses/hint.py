@@ -43,6 +43,7 @@ class HintConfig(LayerLossConfig):
 
     type: Literal["hint"] = "hint"
     weight: float = Field(default=100.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
     relu: bool | None = None
     """Whether a ReLU ends the regressor of maps; left out: unless the teacher's layer is one before its activation.
     `false` is right for a teacher whose maps have negative values, as after GELU."""

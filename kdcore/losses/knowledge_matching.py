@@ -36,6 +36,7 @@ class KnowledgeMatchingConfig(LayersLossConfig):
 
     type: Literal["knowledge_matching"] = "knowledge_matching"
     weight: float = Field(default=100.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
     relu: bool | None = None
     """Whether a ReLU ends the regressors of maps; left out: unless the teacher's layer is one before its activation.
     `false` is right for a teacher whose maps have negative values, as after GELU."""

@@ -70,6 +70,7 @@ class NeuronSelectivityConfig(LayersLossConfig):
 
     type: Literal["neuron_selectivity"] = "neuron_selectivity"
     weight: float = Field(default=50.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
 
     def build(self, context: Context) -> Term:
         pairs = self.pairs(context, "map")

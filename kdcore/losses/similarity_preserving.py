@@ -45,6 +45,7 @@ class SimilarityPreservingConfig(LayerLossConfig):
 
     type: Literal["similarity_preserving"] = "similarity_preserving"
     weight: float = Field(default=3000.0, ge=0, le=1e6)
+    """Multiplier of this term in the sum."""
 
     def build(self, context: Context) -> Term:
         return SimilarityPreserving(self, self.pair(context, "any"))

@@ -37,4 +37,19 @@ MODELS: tuple[type[BaseModelConfig], ...] = (
     TextTransformerConfig,
 )
 
-__all__ = ["BaseModelConfig", "CNNConfig", "MLPConfig", "MODELS", "ModelConfig", "ModelError", "Network"]
+__all__ = [
+    "BaseModelConfig",
+    "CNNConfig",
+    "GRUConfig",
+    "LSTMConfig",
+    "MLPConfig",
+    "MODELS",
+    "ModelConfig",
+    "ModelError",
+    "Network",
+    "ResNetConfig",
+    "TextCNNConfig",
+    "TextTransformerConfig",
+    "ViTConfig",
+    "WideResNetConfig",
+]

@@ -17,6 +17,7 @@ class RecurrentConfig(BaseModelConfig):
     hidden: int = Field(default=128, ge=1, le=8192)
     """Numbers that each layer keeps, in each direction."""
     layers: int = Field(default=1, ge=1, le=16)
+    """One on the other."""
     bidirectional: bool = False
     """Read it from both ends."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

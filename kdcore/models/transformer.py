@@ -18,7 +18,9 @@ class TransformerConfig(BaseModelConfig):
     width: int = Field(default=128, ge=1, le=8192)
     """Numbers for each place; a multiple of `heads`."""
     layers: int = Field(default=4, ge=1, le=64)
+    """Each of an attention and a hidden layer."""
     heads: int = Field(default=4, ge=1, le=128)
+    """Attentions side by side in each layer."""
     mlp: int = Field(default=256, ge=1, le=65_536)
     """Width of the hidden layer between two attentions."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -152,7 +154,7 @@ class ViT(Network):
     def views(self, inputs: Tensor) -> dict[str, Tensor]:
         views: dict[str, Tensor] = {}
         patches = self.patches(inputs).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, patches, D)
-        features = torch.cat([self.token.expand(len(patches), -1, -1), patches], 1)
+        features = torch.cat([self.token.expand(patches.shape[0], -1, -1), patches], 1)
         features = self.dropout(features + self.places)
         for number, layer in enumerate(self.layers, start=1):
             features = layer(features, None)

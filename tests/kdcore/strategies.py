@@ -17,19 +17,36 @@ for _ in range(60):
     DEEP = [DEEP]
 LIKELY: dict[str, list[Any]] = {
     "classes": [*[None] * 6, 10, 10, 10, 2],
-    "student_layer": [*["logits"] * 6, "hidden_1", "conv_1", "hidden_9", ""],
-    "teacher_layer": [*["logits"] * 6, "hidden_1", "conv_1", "hidden_9", ""],
+    "student_layer": ["logits", "hidden_1", "conv_1", "hidden_9", ""],
+    "teacher_layer": ["logits", "hidden_1", "conv_1", "hidden_9", ""],
+    "student_layers": [["hidden_1"], ["conv_1"], ["conv_1", "conv_2"], ["hidden_9"], []],
+    "teacher_layers": [["hidden_1"], ["conv_1"], ["conv_1", "conv_2"], ["hidden_9"], []],
+    "teacher": [1, 1, 2, 16],
+    "offset_classes": [["3"], ["3", "9"], ["none such"]],
+    "without_classes": [["3"], ["3", "9"], ["none such"]],
+    "select_by": ["accuracy", "nll", "rmse"],
     "epochs": [1, 1, 2, 100_000],
-    "batch_size": [1, 7, 7, 32, 32, 48, 64, 64, 1000, 1_048_576],
+    "batch_size": [1, *[7] * 3, *[32] * 4, *[48] * 4, *[64] * 4, 1000, 1_048_576],
+    "depth": [1, 2, 8, 10, 14, 16],
     "train_samples": [*[None] * 4, 64, 100, 100, 200, 1000, 7],
     "validation": [1, 20, 20, 100, 0.1, 0.1, 0.5, 1e-9, 0.999, 5000],
     "max_memory": [None, None, 2**30, "4GiB", "1.5 GB", 2**26, 2**60, "80MB", "1KiB", "many"],
     "file": ["t.safetensors", "folder.safetensors", "absent.safetensors", "a/../b.safetensors", "t.pt"],
-    "crop": [0, 1, 7, 7, 8, 64],
-    "jitter": [0, 1, 7, 7, 8, 64],
+    "crop": [0, 1, *[7] * 4, 8, 64],
+    "jitter": [0, 1, *[7] * 4, 8, 64],
     "milestones": [[1], [1, 2], [3, 5, 100_000], [2, 2]],
 }
 """Where the schema alone would hardly ever give what also fits the models and the data."""
+USUAL: dict[str, list[Any]] = {
+    "data": [{"$ref": "DigitsConfig"}],  # the one that is always there
+    "model": [{"$ref": "MLPConfig"}, *[{"$ref": "CNNConfig"}] * 3],  # which read its pictures
+}
+"""Branches that are taken most of the time, for the same reason."""
+SELDOM = {
+    "classes", "offset_classes", "select_by", "student_layer", "student_layers", "teacher", "teacher_layer",
+    "teacher_layers", "view", "weights", "without_classes",
+}  # fmt: skip
+"""Fields that are mostly left out, for the same reason."""
 WEIRD: list[Any] = [
     None, True, "", "1", "kd", "x" * 5_000, "\x00", "\ud800", "Größe\n", -1, 0, 1, 0.5, 1e-320, 1e308, 2**63, -(2**63),
     10**400, math.nan, math.inf, -math.inf, [], {}, [[]], [{}], {"type": "kd"}, {"type": []}, {"": 0}, DEEP,
@@ -57,8 +74,8 @@ def _value(draw: st.DrawFn, schema: Any, name: str) -> Any:
         return draw(st.sampled_from(schema["enum"]))
     branches = schema.get("anyOf") or schema.get("oneOf")
     if branches:
-        if name == "data" and draw(st.integers(0, 9)):
-            return _value(draw, {"$ref": "DigitsConfig"}, "")  # the one that is always there
+        if name in USUAL and draw(st.integers(0, 9)):
+            return _value(draw, draw(st.sampled_from(USUAL[name])), "")
         return _value(draw, draw(st.sampled_from(branches)), "")
     return {
         "object": _mapping,
@@ -75,12 +92,10 @@ def _mapping(draw: st.DrawFn, schema: Any, name: str) -> Any:
     if "properties" not in schema:
         return draw(st.dictionaries(st.sampled_from(["team", "a/b", "A"]), st.text(string.printable[:95]), max_size=2))
     needed = [*schema.get("required", ()), *(["type"] if "type" in schema["properties"] else [])]
-    if name == "teachers" and draw(st.integers(0, 4)):
-        schema = schema | {"properties": {key: part for key, part in schema["properties"].items() if key != "weights"}}
     return {
         key: _value(draw, part, key)
         for key, part in schema["properties"].items()
-        if key in needed or draw(st.integers(0, 9)) < 4
+        if key in needed or draw(st.integers(0, 9)) < (1 if key in SELDOM else 4)
     }
 
 
@@ -154,8 +169,15 @@ def at(document: Any, place: Loc) -> Any:
             raise KeyError(part)
         if not isinstance(document, (dict, list)):
             raise KeyError(part)
+        if isinstance(document, dict):
+            part, document = readable(part), {readable(key): value for key, value in document.items()}
         document = document[part]
     return document
+
+
+def readable(key: Any) -> Any:
+    """A key as pydantic's errors have it: half a character is shown as three that stand for what is unreadable."""
+    return key.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if isinstance(key, str) else key
 
 
 def leads(document: Any, loc: Loc, *, exactly: bool = False) -> bool:
@@ -168,7 +190,7 @@ def leads(document: Any, loc: Loc, *, exactly: bool = False) -> bool:
             return not loc or (isinstance(loc[-1], int) and 0 <= loc[-1] <= len(parent))
     except (KeyError, IndexError):
         return False
-    return isinstance(parent, dict) and (loc[-1] in parent or loc[-1] in FIELDS)
+    return isinstance(parent, dict) and (loc[-1] in map(readable, parent) or loc[-1] in FIELDS)
 
 
 FIELDS = {name for part in [SCHEMA, *SCHEMA["$defs"].values()] for name in part.get("properties", {})}

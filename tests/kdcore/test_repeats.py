@@ -8,7 +8,6 @@ from scipy.stats import binomtest, ttest_1samp
 
 from kdcore.compare import spread, wilson_interval
 from kdcore.report import over_repeats
-from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
 from kdcore.stages import list_stages
 from kdcore.tasks import TASKS

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from kdcore import train
 from kdcore.errors import TrainingError
-from kdcore.job import Job, choose_here, open_job
+from kdcore.job import Job
 from kdcore.losses import Batch, cross_entropy
 from kdcore.losses.kd import KD
 from kdcore.models import Network
+from kdcore.opening import choose_here, open_job
 from kdcore.recorder import Recorder, term_names
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.seeds import derive, epoch_order

@@ -9,7 +9,6 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from kdcore.job import open_job
 from kdcore.losses import (
     AdversarialConfig,
     Batch,
@@ -28,6 +27,7 @@ from kdcore.losses import (
 )
 from kdcore.losses.adversarial import discrimination
 from kdcore.models import CNNConfig, MLPConfig
+from kdcore.opening import open_job
 from kdcore.plan import make_plan
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
