@@ -14,11 +14,12 @@ from kdcore import export
 from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
 from kdcore.data import DataFacts
-from kdcore.inputs import Classifier, Normalise
+from kdcore.inputs import Classifier, Normalise, unit
 from kdcore.job import Job, student_name, teacher_name, view_shapes
 from kdcore.latency import measure_latency
 from kdcore.plain import plain_function
 from kdcore.report import build_result
+from kdcore.robustness import SAMPLES, measure_robustness
 from kdcore.spec import spec_document
 
 
@@ -32,11 +33,12 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     students = [student_name(role, repeat) for repeat in range(job.spec.repeats) for role in ("baseline", "distill")]
     names = [name for name in (*taught, *students) if name in job.state.models]
     logits = {name: job.predict(job.finished(name), "test", job.reader_of(name)) for name in names}
+    robust = {name: robustness(job, name) for name in names} if job.spec.evaluate.robustness else {}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
         code, speeds = write_models(job, out)
         job.session.poll()
-        result = build_result(job, logits, speeds)
+        result = build_result(job, logits, speeds, robust)
         model = model_document(job)
         _write_json(out / "model.json", model)
         (out / "README.md").write_text(model_card(result, model, code), encoding="utf-8")
@@ -77,6 +79,14 @@ def write_models(job: Job, out: Path) -> tuple[str | None, dict[str, dict[str, A
             export.save_onnx(export.trace(classifier(job, teacher_name(index)), seen), path)
             speeds[teacher_name(index)] = measure_latency(path, seen)
     return code, speeds
+
+
+def robustness(job: Job, name: str) -> dict[str, Any]:
+    """Of a finished model, on the test split."""
+    test = job.data.test
+    model = Classifier(job.reader_of(name), job.finished(name))
+    pictures, labels = unit(test.inputs[:SAMPLES], job.data.scale), test.labels[:SAMPLES]
+    return measure_robustness(model, pictures, labels, poll=job.session.poll)
 
 
 def plain_or_none(program: ExportedProgram) -> str | None:

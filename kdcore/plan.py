@@ -69,6 +69,8 @@ def make_plan(spec: JobSpec) -> Plan:
             _check_training(teacher.train, facts, loc, errors)
             if teacher.train.losses is not None:
                 _check_losses(teacher.train, loc, teachers[index], teachers[:index], facts, errors)
+    if spec.evaluate.robustness and not (facts.task == "classification" and len(facts.input_shape) == 3):
+        errors.append((("evaluate", "robustness"), "it is measured of classifiers of pictures; leave it out"))
     errors += [(("transfer", *loc), message) for loc, message in transfer_errors(spec.transfer, facts)]
     _check_labels(spec, facts, errors)
     for index, stage in enumerate(spec.stages):

@@ -21,11 +21,17 @@ TITLES = {
 LEAST = frozenset({"mae"})
 
 
-def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def build_result(
+    job: Job,
+    logits: Mapping[str, Tensor],
+    speeds: Mapping[str, Mapping[str, Any]],
+    robust: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """The result document, in finite JSON values.
 
     Args:
         logits: on the test split, (N, C) each: `teacher-1` and so on, `student` and, where there is one, `baseline`.
+        robust: `robustness.measure_robustness` of each, where it was asked for.
         speeds: `latency.measure_latency` of `teacher-1` and of `student`.
     """
     labels, task = job.data.test.labels.cpu(), job.task
@@ -56,6 +62,7 @@ def build_result(job: Job, logits: Mapping[str, Tensor], speeds: Mapping[str, Ma
         "baseline": baseline,
         "student": student,
         "gain": difference,
+        "robustness": {name: robust[name] for name in (*names, "baseline", "student") if name in robust} or None,
         "repeats": over_repeats(task, repeats) if len(repeats) > 1 else None,
         "compression": plan.compression.model_dump(mode="json"),
         "test_samples": len(labels),

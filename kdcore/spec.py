@@ -167,6 +167,13 @@ class CheckpointConfig(Config):
     every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
 
 
+class EvaluateConfig(Config):
+    """What is measured beside the usual."""
+
+    robustness: bool = False
+    """Of classifiers of pictures: accuracy under noise, common corruptions and attacks, on 1,000 test samples."""
+
+
 def _default_name(values: dict[str, Any]) -> str:
     return f"{values['data'].type}-{values['student'].model.type}"
 
@@ -203,6 +210,7 @@ class JobSpec(Config):
     """Free tags to find the job by; nothing to do with class labels."""
     limits: LimitsConfig = LimitsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="before")
     @classmethod

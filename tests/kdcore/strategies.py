@@ -40,13 +40,15 @@ LIKELY: dict[str, list[Any]] = {
 USUAL: dict[str, list[Any]] = {
     "data": [{"$ref": "DigitsConfig"}],  # the one that is always there
     "model": [{"$ref": "MLPConfig"}, *[{"$ref": "CNNConfig"}] * 3],  # which read its pictures
+    "peer": [{"$ref": "MLPConfig"}],
 }
 """Branches that are taken most of the time, for the same reason."""
-SELDOM = {
+SELDOM = [
     "classes", "offset_classes", "select_by", "student_layer", "student_layers", "teacher", "teacher_layer",
-    "teacher_layers", "view", "weights", "without_classes",
-}  # fmt: skip
-"""Fields that are mostly left out, for the same reason."""
+    "teacher_layers", "view", "weights", "without_classes", "TeacherTrainConfig.losses",
+]  # fmt: skip
+CHANCES = dict.fromkeys(SELDOM, 1) | {"stages": 8, "StageConfig.losses": 8}
+"""How often of ten times a field is given that could be left out; others four times."""
 WEIRD: list[Any] = [
     None, True, "", "1", "kd", "x" * 5_000, "\x00", "\ud800", "Größe\n", -1, 0, 1, 0.5, 1e-320, 1e308, 2**63, -(2**63),
     10**400, math.nan, math.inf, -math.inf, [], {}, [[]], [{}], {"type": "kd"}, {"type": []}, {"": 0}, DEEP,
@@ -58,7 +60,7 @@ WEIRD: list[Any] = [
 def specs(draw: st.DrawFn, faults: int = 3) -> Any:
     """A document: as the schema has it, with up to so many faults."""
     document = _value(draw, SCHEMA, "")
-    for _ in range(draw(st.sampled_from([0, 0, 0, *range(1, faults + 1)]))):
+    for _ in range(draw(st.sampled_from([*[0] * 6, *range(1, faults + 1)]))):
         document = _with_fault(draw, document)
     return document
 
@@ -92,10 +94,11 @@ def _mapping(draw: st.DrawFn, schema: Any, name: str) -> Any:
     if "properties" not in schema:
         return draw(st.dictionaries(st.sampled_from(["team", "a/b", "A"]), st.text(string.printable[:95]), max_size=2))
     needed = [*schema.get("required", ()), *(["type"] if "type" in schema["properties"] else [])]
+    chances = {key: CHANCES.get(f"{schema['title']}.{key}", CHANCES.get(key, 4)) for key in schema["properties"]}
     return {
         key: _value(draw, part, key)
         for key, part in schema["properties"].items()
-        if key in needed or draw(st.integers(0, 9)) < (1 if key in SELDOM else 4)
+        if key in needed or draw(st.integers(0, 9)) < chances[key]
     }
 
 
@@ -103,7 +106,7 @@ def _list(draw: st.DrawFn, schema: Any, name: str) -> Any:
     if "prefixItems" in schema:
         return [_value(draw, part, "") for part in schema["prefixItems"]]
     least = schema.get("minItems", 0)
-    size = draw(st.integers(least, min(schema.get("maxItems", least + 2), least + 2)))
+    size = min(draw(st.sampled_from([least, least, least + 1, least + 2])), schema.get("maxItems", least + 2))
     return [_value(draw, schema["items"], name) for _ in range(size)]
 
 
