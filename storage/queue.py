@@ -37,6 +37,7 @@ def make_celery(settings: Settings, *, sender: bool = False) -> Celery:
         worker_pool="prefork",
         worker_concurrency=1,
         worker_pool_start_method="spawn",
+        worker_proc_alive_timeout=60.0,  # else a busy machine's child, slow to import, is killed again and again
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

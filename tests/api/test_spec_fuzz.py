@@ -16,7 +16,7 @@ from tests.kdcore.strategies import FIELDS, leads, specs
 from tests.kdcore.test_spec_fuzz import EXAMPLES, LEAST_REFUSED, LEAST_TRAINED, THOROUGH, by_machine
 
 pytestmark = pytest.mark.timeout(3_600 if THOROUGH else 300)
-few = settings(by_machine, max_examples=EXAMPLES // 2)
+few = settings(by_machine, max_examples=EXAMPLES // 3)
 
 
 def check(client: httpx.Client, body: bytes, type: str, read: Callable[[bytes], Any]) -> int:

@@ -43,7 +43,7 @@ MUTATIONS = {
     "artifacts_in_place": Mutation("killed inside an artifact's upload", 4, r": \S+ is damaged$"),
     "no_takeover": Mutation("worker killed", 2, r"is running, not terminal"),
 }  # fmt: skip
-HONEST_PATIENCE = 120.0
+HONEST_PATIENCE = 240.0
 TRIES = 3
 """So often a fault may find no occasion, if it never does."""
 POINTS = 500

@@ -14,6 +14,8 @@ from tests.faults.fault import fault
 from tests.faults.scene import Injection, Scene
 
 GROUP = "time and people"
+AT_ONCE = {"priority": 100}
+"""Before the customers' jobs."""
 
 
 @fault("a worker whose clock is an hour off", GROUP)
@@ -75,7 +77,7 @@ def twenty_posts(scene: Scene) -> Injection | None:
 def cancel_races_success(scene: Scene) -> Injection | None:
     """It may end either way, but once, and whole."""
     with scene.client() as client:
-        entry = client.submit("short")
+        entry = client.submit("short", changes=AT_ONCE)
         note = scene.spring("publish", "slow", scene.rng.uniform(0, 1.5), job=entry.job_id, seconds=90.0)
         if note is None:
             client.until_over(entry)
@@ -89,7 +91,7 @@ def cancel_races_success(scene: Scene) -> Injection | None:
 def delete_races_upload(scene: Scene) -> Injection | None:
     """Cancelled while it uploads, and deleted as soon as that is allowed."""
     with scene.client() as client:
-        entry = client.submit("short")
+        entry = client.submit("short", changes=AT_ONCE)
         note = scene.spring("upload.write", "slow", 1.5, role="training", job=entry.job_id, seconds=90.0)
         if note is None:
             client.until_over(entry)
@@ -120,7 +122,7 @@ def poison(scene: Scene) -> Injection | None:
     """It begins so close to the limit, which the round raises for all others, that three deaths are enough."""
     since = time.time()
     with scene.client() as client:
-        entry = client.submit("short", changes={"name": "poison", "priority": 100})
+        entry = client.submit("short", changes={"name": "poison"} | AT_ONCE)
         if not scene.bring_close_to_the_limit(entry.job_id, scene.did.poison_failures):
             scene.ledger.blame("the poison job's limit could not be set: the database was away for too long")
         job = client.until(entry, lambda job: job["status"] in TERMINAL, 180)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from tests.faults.fault import BOTH, Fault, Inject, add, fault
-from tests.faults.scene import Injection, Scene, Victim, send
+from tests.faults.scene import SPRING_SECONDS, Injection, Scene, Victim, send
 
 GROUP = "storage"
 CHECKPOINT = ("checkpoint.fsync", "checkpoint.name")
@@ -23,7 +23,7 @@ def _writing(moments: tuple[str, ...], action: str, argument: float) -> Inject:
     def inject(scene: Scene) -> Injection | None:
         since = time.time()
         with scene.lasting(dict.fromkeys(moments, (action, argument))) as anybody:
-            if not scene.wait_for(anybody, 15.0):
+            if not scene.wait_for(anybody, SPRING_SECONDS):
                 return None
             time.sleep(scene.rng.uniform(0.2, 1.5))
         return scene.done(since=since)
@@ -50,7 +50,7 @@ def _damaged(damage: Callable[[Path], None]) -> Inject:
 
     def inject(scene: Scene) -> Injection | None:
         for _ in range(5):
-            with scene.victim() as victim:
+            with scene.victim(saved=True) as victim:
                 if victim is None:
                     return None
                 if _damage_newest(scene, victim, damage):
@@ -100,8 +100,8 @@ for name, damage in (
 @fault("read error on resume", GROUP)
 def read_error(scene: Scene) -> Injection | None:
     """The disk fails once, while a whole checkpoint is read: a later attempt goes on from that very one."""
-    with scene.victim() as victim:
-        if victim is None or not scene.wait_for(lambda: scene.rows(NEWEST, job=victim.job), 10.0):
+    with scene.victim(saved=True) as victim:
+        if victim is None:
             return None
         note = scene.spring(
             "checkpoint.read", "error", errno.EIO, role="training", job=victim.job,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import train
-from kdcore.job import choose_here
+from kdcore.opening import choose_here
 from kdcore.reporter import RecordingReporter
 from kdcore.spec import parse_spec
 

@@ -24,11 +24,12 @@ from tests.faults.servers import Postgres, Redis
 from tests.faults.service import Service, WorkerTree, worker_tree
 
 VICTIM_SECONDS = 10.0
-SPRING_SECONDS = 40.0
+SPRING_SECONDS = 60.0
 SAY_SECONDS = 5.0
 ZOMBIE_SECONDS = 1.0
 RUNNING = text("""
-    SELECT jobs.id AS job, jobs.attempt AS attempt, workers.pid AS pid, jobs.name AS name, jobs.stage AS stage
+    SELECT jobs.id AS job, jobs.attempt AS attempt, workers.pid AS pid, jobs.name AS name,
+        (SELECT count(*) FROM checkpoints WHERE checkpoints.job_id = jobs.id) AS saved
     FROM jobs JOIN workers ON workers.id = jobs.worker_id
     WHERE jobs.status = 'running' AND jobs.lease_expires_at IS NOT NULL
 """)
@@ -101,17 +102,23 @@ class Scene:
         return None
 
     @contextmanager
-    def victim(self, needs: str = "training") -> Iterator[Victim | None]:
-        """A running job with a living worker, which no other fault picks meanwhile; None where none turns up."""
-        found: Victim | None = self.wait_for(lambda: self._seize(needs), VICTIM_SECONDS)
+    def victim(self, needs: str = "training", *, saved: bool = False) -> Iterator[Victim | None]:
+        """A running job with a living worker, which no other fault picks meanwhile; None where none turns up.
+
+        Args:
+            needs: which of the worker's processes must be there.
+            saved: whether the job must have a checkpoint.
+        """
+        seconds = SPRING_SECONDS if saved else VICTIM_SECONDS
+        found: Victim | None = self.wait_for(lambda: self._seize(needs, saved), seconds)
         try:
             yield found
         finally:
             if found is not None:
                 found.lock.release()
 
-    def _seize(self, needs: str) -> Victim | None:
-        rows = [row for row in self.rows(RUNNING) if not row.name.startswith("poison")]
+    def _seize(self, needs: str, saved: bool) -> Victim | None:
+        rows = [row for row in self.rows(RUNNING) if not row.name.startswith("poison") and (row.saved or not saved)]
         self.rng.shuffle(rows)
         for row in rows:
             lock = self.locks.setdefault(f"worker {row.pid}", threading.Lock())

@@ -214,6 +214,7 @@ def test_what_was_measured_is_set(settings):
     """The settings whose other values lost or doubled work (docs/decisions)."""
     conf = make_celery(settings).conf
     assert (conf.worker_pool, conf.worker_concurrency, conf.worker_pool_start_method) == ("prefork", 1, "spawn")
+    assert conf.worker_proc_alive_timeout >= 60
     assert conf.task_acks_late == (settings.broker is None)
     assert conf.worker_disable_prefetch == (settings.broker is not None)
     assert not conf.task_reject_on_worker_lost

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from kdcore import train
-from kdcore.job import choose_here
+from kdcore.opening import choose_here
 from kdcore.plan import make_plan
 from kdcore.reporter import RecordingReporter
 from kdcore.spec import parse_spec, spec_digest, spec_document

@@ -88,7 +88,8 @@ def is_drained(rig: Rig, worker: subprocess.Popen[bytes], job_id: str) -> None:
     failures = rig.until_training(job_id).failures
     assert rig.stop(worker) < rig.settings.drain_seconds + 5
     job = rig.job(job_id)
-    assert (job.status, job.failures) == ("queued", failures)
+    assert job.status == "queued"
+    assert job.failures <= failures  # 0 with the first checkpoint
     assert rig.last(job_id, "requeued").data == {"reason": "drain"}
     rig.nothing_left(5)
     assert rig.idle() == 0
