@@ -98,7 +98,7 @@ def _mapping(draw: st.DrawFn, schema: Any, name: str) -> Any:
     return {
         key: _value(draw, part, key)
         for key, part in schema["properties"].items()
-        if key in needed or draw(st.integers(0, 9)) < chances[key]
+        if key in needed or draw(st.integers(0, 9)) > 9 - chances[key]
     }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kdcore import train
 from kdcore.errors import TrainingError
-from kdcore.job import choose_here
+from kdcore.opening import choose_here
 from kdcore.recorder import Recorder
 from kdcore.reporter import Interrupted, RecordingReporter, Request
 from kdcore.spec import parse_spec

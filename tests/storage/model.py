@@ -260,9 +260,12 @@ class Model:
         if job_id in self.jobs:
             self.jobs[job_id].resting = False
 
-    def take_back(self, job_id: str) -> list[tuple[str, int]]:
+    def take_back(self, job_id: str, *, saw: Any = None, contested: set[str] | None = None) -> list[tuple[str, int]]:
+        """`contested`, where reconcilers pass over jobs that others are at: those."""
         job = self.jobs.get(job_id)
         if job is None or not job.expired:
+            return []
+        if job_id in (contested or ()) and (job_id, job.attempt) not in saw:
             return []
         self.release((job_id, job.attempt), "worker_lost")
         return [(job_id, job.attempt)]
@@ -309,8 +312,8 @@ def answer(model: Model, call: Call, contested: set[str] | None = None) -> Any:
     if call.name in PIECEMEAL:
         parts = model.parts(call.name, call.args, set())
         return sorted(one for name, args in parts for one in getattr(model, name)(**args))
-    more = {"saw": call.saw} if call.name in ("submit", "claim") else {}
-    more |= {"contested": contested} if call.name == "claim" else {}
+    more = {"saw": call.saw} if call.name in ("submit", "claim", "take_back") else {}
+    more |= {"contested": contested} if call.name in ("claim", "take_back") else {}
     try:
         return getattr(model, call.name)(**call.args, **more)
     except Refused as refused:
@@ -321,7 +324,7 @@ def explain(model: Model, made: list[Call], found: dict[str, Job], *, passes_ove
     """The model after an order of the calls in which each sees what it saw, and which ends in what was found.
 
     Args:
-        passes_over: whether claims pass over jobs that others are at.
+        passes_over: whether claims and reconcilers pass over jobs that others are at.
     """
     busy = [touched(model, [other for other in made if other is not call]) for call in made]
 

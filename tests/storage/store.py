@@ -39,7 +39,7 @@ class Store:
         )  # fmt: skip
 
         self.passes_over = database.engine.dialect.name == "postgresql"
-        """Whether a claim passes over rows that others hold, and may choose by what was true a moment ago."""
+        """Whether claims and reconcilers pass over rows that others hold; a claim may choose by what was true then."""
         self._chance: random.Random | None = None
         event.listen(database.engine, "before_cursor_execute", self._hesitate)
         if not self.passes_over:  # SQLite waits for the disk at each commit; no power is cut here

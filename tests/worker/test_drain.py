@@ -49,3 +49,22 @@ def test_a_database_that_hangs_does_not_keep_a_worker_that_is_to_end(cut_off: tu
     worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
     rig.nothing_left(5)
     assert rig.job(job_id).status == "running"  # until its lease runs out
+
+
+SLOW_END = """
+import atexit, sys, time
+if sys.orig_argv[-2:] == ["-m", "worker"]:
+    atexit.register(time.sleep, 60)
+"""
+
+
+def test_what_is_tidied_up_at_the_very_end_does_not_keep_a_worker(
+    cut_off: tuple[Rig, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's pool and Python took 3 s for it on a busy machine, beyond all that bounds a drain."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_END)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rig, _ = cut_off
+    worker = rig.start()
+    worker.terminate()
+    assert worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS) == 0
