@@ -189,7 +189,8 @@ def _workers(look: DatabaseLook, settings: Settings) -> Iterator[Finding]:
     if resting:
         what = f"{_count(len(resting), 'worker')} can start no training process, or write no file for it"
         about = tuple(worker.name for worker in resting)
-        yield Finding("workers_resting", f"{what}: the log says why; what cannot be mended there, stop.", about=about)
+        part: Part | None = "worker" if len(resting) == len(there) else None
+        yield Finding("workers_resting", f"{what}: its log says why; mend that, or stop it.", part, about)
 
 
 def _queue(look: DatabaseLook, settings: Settings) -> Iterator[Finding]:

@@ -147,7 +147,14 @@ def test_checkpoints_newest_first_without_their_paths(api: Api, client: httpx.Cl
     for step in (1, 2):
         with api.database.write() as session:
             records.record_checkpoint(
-                session, fence, stage="teacher-1", epoch=0, step=step, path="jobs/secret", digest="sha256:00", size=9
+                session,
+                fence,
+                stage="teacher-1",
+                epoch=0,
+                step=step,
+                path=f"jobs/secret-{step}",
+                digest="sha256:00",
+                size=9,
             )
     data = client.get(f"/jobs/{job_id}/checkpoints").json()["data"]
     assert [checkpoint["step"] for checkpoint in data] == [2, 1]

@@ -84,7 +84,8 @@ def see(outcome: Outcome, faults: tuple[str, ...]) -> None:
     """Nothing was violated, and a trap that does not attach any more is no fault that happened."""
     only = " ".join(f"--only {name!r}" for name in faults)
     replay = f"python -m tests.faults --form {outcome.form} --faults {len(faults)} {only} --keep"
-    assert outcome.violations == [], f"{outcome.tail}\nreplay: {replay}"
+    print(outcome.tail)
+    assert outcome.violations == [], "\n".join([*outcome.violations, f"replay: {replay}"])
     assert set(outcome.missed) <= MAY_MISS.keys(), f"no occasion for {outcome.missed}"
 
 

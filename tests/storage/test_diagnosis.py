@@ -127,8 +127,11 @@ def test_a_worker_that_rests_is_named_and_nothing_else_is_blamed(settings: Setti
         assert doorbell.ring("auto")
     with a_worker(database, status="resting") as card:
         (finding,) = found(settings, database).values()
-        assert (finding.code, finding.part) == ("workers_resting", None)
+        assert (finding.code, finding.part) == ("workers_resting", "worker")
         assert card.id in finding.about[0]
+        with a_worker(database, status="busy"):
+            (finding,) = found(settings, database).values()
+            assert (finding.code, finding.part) == ("workers_resting", None)
 
 
 def test_a_look_whose_thread_cannot_be_started_is_taken_the_next_time(monkeypatch: pytest.MonkeyPatch):
