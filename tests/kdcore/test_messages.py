@@ -42,7 +42,7 @@ CASES: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     (
         loss(type="kdd"),
         (*LOSS, "type"),
-        "unknown loss 'kdd'; did you mean 'kd' or 'nkd' or 'dkd'? there are: cross_entropy, kd, soft_cross_entropy, logit",
+        "unknown loss 'kdd'; did you mean 'kd' or 'nkd' or 'dkd'? there are: cross_entropy, kd, soft_cross_entropy",
     ),
     (loss(type="zzz"), (*LOSS, "type"), "unknown loss 'zzz'; there are: cross_entropy, kd"),
     (loss(type=5), (*LOSS, "type"), "unknown loss '5'"),
