@@ -233,6 +233,10 @@ def _check_losses(
         return  # what is wrong with the models is said already
     context = _context(train, facts, known, trained)
     for number, loss in enumerate(losses):
+        if loss.tasks is not None and facts.task not in loss.tasks:
+            message = f"{loss.type} is for {' or '.join(sorted(loss.tasks))}, the data's task is {facts.task}"
+            errors.append(((*loc, "losses", number, "type"), f"{message}; logit_mse fits every task"))
+            continue
         try:
             with torch.device("meta"):
                 loss.build(context)

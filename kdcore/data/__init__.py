@@ -11,10 +11,11 @@ from kdcore.data.digits import DigitsConfig
 from kdcore.data.fashion_mnist import FashionMNISTConfig
 from kdcore.data.mnist import MNISTConfig
 from kdcore.data.sst2 import SST2Config
+from kdcore.data.synthetic import SyntheticConfig
 from kdcore.data.views import VIEWS, BaseViewConfig, ViewConfig, ViewError
 
 DataConfig = Annotated[
-    DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config | AGNewsConfig | SST2Config,
+    DigitsConfig | MNISTConfig | FashionMNISTConfig | CIFAR10Config | AGNewsConfig | SST2Config | SyntheticConfig,
     Field(discriminator="type"),
 ]
 DATA: tuple[type[BaseDataConfig], ...] = (
@@ -24,6 +25,7 @@ DATA: tuple[type[BaseDataConfig], ...] = (
     CIFAR10Config,
     AGNewsConfig,
     SST2Config,
+    SyntheticConfig,
 )
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "MNISTConfig",
     "SST2Config",
     "Split",
+    "SyntheticConfig",
     "VIEWS",
     "ViewConfig",
     "ViewError",

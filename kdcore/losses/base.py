@@ -122,6 +122,8 @@ class BaseLossConfig(Config):
     needs_labels: ClassVar[bool]
     brings_teacher: ClassVar[bool] = False
     """Whether what the student learns from comes with it: a peer, or its own deeper layers."""
+    tasks: ClassVar[frozenset[TaskName] | None] = None
+    """What it is for; none: any task."""
     skips_unlabelled: ClassVar[bool] = False
     """Whether it leaves samples out whose label is -1: not seen."""
     title: ClassVar[str]

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.temperature import Kelvin, Temperature
 
@@ -38,6 +39,7 @@ class BinaryKDConfig(LogitLossConfig, Temperature):
     For classes that do not exclude each other, where a softmax says nothing; goes with binary_cross_entropy.
     """
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification", "multi_label"})
     title: ClassVar[str] = "Distillation of multi-label probabilities"
     source: ClassVar[str] = (
         "Yang et al.: Multi-Label Knowledge Distillation, ICCV 2023, arXiv 2308.06453, its loss on logits, at T 1"

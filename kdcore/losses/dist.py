@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.temperature import Kelvin, Temperature
 
@@ -65,6 +66,7 @@ class DISTConfig(LogitLossConfig, Temperature):
     The usual weight is 2; for CIFAR with temperature 4. The relation between samples needs batches of many.
     """
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Distillation by correlation"
     source: ClassVar[str] = (
         "Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv 2205.10536, section 4"

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.labelled import check_class_labels, check_labels, labels_of, log_softmax_of_others
 from kdcore.losses.schedules import LinearFactorConfig, LossScheduleConfig
@@ -65,6 +66,7 @@ class DKDConfig(LogitLossConfig, Temperature):
     """
 
     needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Decoupled distillation"
     source: ClassVar[str] = "Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679, section 3"
 

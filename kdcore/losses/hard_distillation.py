@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 
 
@@ -30,6 +31,7 @@ class HardDistillationConfig(LogitLossConfig):
     The paper's loss is 0.5 · cross_entropy + 0.5 · hard_distillation; it has no temperature.
     """
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Cross-entropy on the teacher's decision"
     source: ClassVar[str] = "DeiT: Touvron et al., ICML 2021, arXiv 2012.12877, section 4"
 

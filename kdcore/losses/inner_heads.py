@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Shapes, Term, layer_shape
 from kdcore.losses.cross_entropy import cross_entropy
 from kdcore.losses.embedding import averaged
@@ -57,6 +58,7 @@ class InnerHeadsConfig(BaseLossConfig, Temperature):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     brings_teacher: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Self-distillation of inner heads"
     source: ClassVar[str] = "Zhang et al.: Be Your Own Teacher, ICCV 2019, arXiv 1905.08094, section 3"
 

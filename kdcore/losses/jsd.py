@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.temperature import Kelvin, Temperature
 
@@ -56,6 +57,7 @@ class JSDConfig(LogitLossConfig, Temperature):
     the teacher holds likely. Between the ends it is bounded: two sides that disagree entirely differ by at most ln 2.
     """
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Generalised Jensen-Shannon divergence"
     source: ClassVar[str] = "GKD: Agarwal et al., ICLR 2024, arXiv 2306.13649, section 2"
 

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.temperature import Temperature
 
@@ -46,6 +47,7 @@ class KDConfig(LogitLossConfig, Temperature):
     with `standardize`, weight 9 and temperature 2.
     """
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Distillation of softened probabilities"
     source: ClassVar[str] = (
         "Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2;"

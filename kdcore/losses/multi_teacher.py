@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import (
     BaseLossConfig,
     Batch,
@@ -120,6 +121,7 @@ class MultiTeacherConfig(BaseLossConfig, Temperature):
 
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Distillation from several teachers"
     source: ClassVar[str] = (
         "mean: Hinton, Vinyals, Dean 2015, arXiv 1503.02531; You et al., KDD 2017; one per batch: Fukuda et al.,"

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Term
 from kdcore.losses.cross_entropy import cross_entropy
 from kdcore.losses.kd import kd
@@ -43,6 +44,7 @@ class MutualConfig(BaseLossConfig, Temperature):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     brings_teacher: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Deep mutual learning"
     source: ClassVar[str] = "Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning, CVPR 2018, arXiv 1706.00384, section 3"
 

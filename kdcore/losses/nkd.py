@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.labelled import check_class_labels, check_labels, labels_of, log_softmax_of_others
 from kdcore.losses.temperature import Kelvin, Temperature
@@ -52,6 +53,7 @@ class NKDConfig(LogitLossConfig, Temperature):
     """
 
     needs_labels: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Normalised distillation"
     source: ClassVar[str] = (
         "Yang et al.: From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023, arXiv 2303.13005"

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
+from kdcore.data.base import TaskName
 from kdcore.losses.base import Batch, Context, LogitLossConfig, Term, check_same_shape, full_precision
 from kdcore.losses.temperature import Kelvin, Temperature
 
@@ -33,6 +34,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
 class SoftCrossEntropyConfig(LogitLossConfig, Temperature):
     """Cross-entropy between the teacher's softened probabilities and the student's, times T²."""
 
+    tasks: ClassVar[frozenset[TaskName] | None] = frozenset({"classification"})
     title: ClassVar[str] = "Cross-entropy on soft targets"
     source: ClassVar[str] = "Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2"
 

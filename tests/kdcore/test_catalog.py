@@ -46,5 +46,5 @@ def test_data_says_what_it_holds() -> None:
     assert (cifar["input_shape"], cifar["train"], cifar["test"]) == ([3, 32, 32], 50_000, 10_000)
     assert cifar["classes"][0] == "airplane"
     assert {entry["type"]: len(entry["classes"]) for entry in catalog_data()} == {
-        **dict.fromkeys(["digits", "mnist", "fashion_mnist", "cifar10"], 10), "ag_news": 4, "sst2": 2
+        **dict.fromkeys(["digits", "mnist", "fashion_mnist", "cifar10"], 10), "ag_news": 4, "sst2": 2, "synthetic": 4
     }  # fmt: skip
