@@ -42,7 +42,8 @@ class Keeper:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._said_draining = False
-        self._asked_to_drain = False
+        self._drain_ends: float | None = None
+        """When the process must be gone, once it was asked to end."""
         self._gone = threading.Event()
         self.schema_changed = False
         """Whether that is why the worker ends."""
@@ -59,19 +60,17 @@ class Keeper:
 
     def drain(self) -> None:
         """Called by a signal handler: no locks, no database."""
-        self._asked_to_drain = True
+        if self._drain_ends is None:
+            self._drain_ends = time.monotonic() + self._settings.drain_seconds + OVERDUE_SECONDS
         self._flag.touch()
 
     def _bound_drain(self) -> None:
         """A database that neither answers nor refuses must not keep a worker that is to end: its lease runs out."""
-        while not self._asked_to_drain:
+        while self._drain_ends is None:
             if self._gone.wait(TICK_SECONDS):
                 return
-        end = time.monotonic() + self._settings.drain_seconds + OVERDUE_SECONDS
-        if self._gone.wait(end - time.monotonic()):
-            # All is written, but Celery's pool and Python tidy up at the end, for seconds on a busy machine.
-            time.sleep(max(0.0, end - time.monotonic()))
-            os._exit(0)
+        if self._gone.wait(self._drain_ends - time.monotonic()):
+            return
         log.warning("drain_overdue")
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -95,6 +94,11 @@ class Keeper:
             log.warning("left_without_a_word", error=type(error).__name__)  # a silent worker's row is forgotten
         self._database.close()
         self._gone.set()
+        if self._drain_ends is not None:
+            # What Celery's pool and Python tidy up at the very end takes a busy machine seconds, and no thread runs
+            # in them: the kernel ends the process.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, max(TICK_SECONDS, self._drain_ends - time.monotonic()))
 
     def _run(self) -> None:
         structlog.contextvars.bind_contextvars(worker_id=self._card.id)

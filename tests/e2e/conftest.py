@@ -36,6 +36,13 @@ def eventually(what: Callable[[], Any], seconds: float, why: str) -> Any:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _hear_ctrl_c() -> None:
+    """Tests that a shell started in the background ignore Ctrl-C, and what they start would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Marked:
     """Processes started by one fixture or test, with all their descendants."""

@@ -80,7 +80,7 @@ def test_one_home_through_a_second_launcher_a_killed_one_a_dead_child_and_ctrl_c
         until_training(client, id, attempt=2)
     assert "starting it again" in marked.output(launcher)
     os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
-    assert launcher.wait(30) == 0, marked.output(launcher)
+    assert launcher.wait(90) == 0, marked.output(launcher)
     marked.assert_none_left(1)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz")

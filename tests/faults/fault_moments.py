@@ -7,9 +7,14 @@ from tests.faults.scene import Injection, Scene
 GROUP = "moments"
 
 
+AT_THE_END = ("upload.write", "upload.name", "publish", "succeed", "published")
+"""Moments that a job passes once, at its end."""
+
+
 def _at(moment: str, action: str, role: str | None) -> Inject:
     def inject(scene: Scene) -> Injection | None:
-        return scene.sprung(scene.spring(moment, action, role=role))
+        cause = scene.bring_an_end if moment in AT_THE_END else lambda: None
+        return scene.sprung(scene.spring(moment, action, role=role, cause=cause))
 
     return inject
 

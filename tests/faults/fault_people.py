@@ -11,11 +11,9 @@ from storage.lifecycle import TERMINAL
 from storage.queue import Doorbell
 from storage.reconciler import reconcile
 from tests.faults.fault import fault
-from tests.faults.scene import Injection, Scene
+from tests.faults.scene import AT_ONCE, Injection, Scene
 
 GROUP = "time and people"
-AT_ONCE = {"priority": 100}
-"""Before the customers' jobs."""
 
 
 @fault("a worker whose clock is an hour off", GROUP)

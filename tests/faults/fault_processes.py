@@ -156,7 +156,7 @@ def _zombie(moment: str) -> Inject:
     """Training and supervisor sleep; when they wake up, another attempt may have the job, or have ended it."""
 
     def inject(scene: Scene) -> Injection | None:
-        note = scene.spring(moment, "stop", role="training")
+        note = scene.spring(moment, "stop", role="training", cause=scene.bring_an_end)
         if note is None:
             return None
         time.sleep(scene.settings.lease_seconds + scene.rng.uniform(1.5, 6.0))

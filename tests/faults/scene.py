@@ -27,6 +27,8 @@ VICTIM_SECONDS = 10.0
 SPRING_SECONDS = 60.0
 SAY_SECONDS = 5.0
 ZOMBIE_SECONDS = 1.0
+AT_ONCE = {"priority": 100}
+"""Before the customers' jobs."""
 RUNNING = text("""
     SELECT jobs.id AS job, jobs.attempt AS attempt, workers.pid AS pid, jobs.name AS name,
         (SELECT count(*) FROM checkpoints WHERE checkpoints.job_id = jobs.id) AS saved
@@ -139,6 +141,11 @@ class Scene:
 
     def new_client(self) -> Client:
         return Client(self.service.urls, self.ledger, random.Random(self.rng.random()), self.patience)
+
+    def bring_an_end(self) -> None:
+        """Submit a job that will soon upload and publish."""
+        with self.client() as client:
+            client.submit("short", changes=AT_ONCE)
 
     def done(self, victim: Victim | None = None, *, since: float | None = None) -> Injection:
         """It happened, just now or from `since` until now."""

@@ -45,7 +45,7 @@ MAY_MISS = {
     "read error on resume": "the job that it picks may be cancelled",
     "a bit of a checkpoint flipped": "no job that runs may have saved yet",
 }
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 180.0
 
 
 @pytest.fixture(scope="module")
