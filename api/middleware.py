@@ -1,5 +1,6 @@
 """Around every request: its id, its log line, its count, safe headers, and a 500 that says nothing."""
 
+import asyncio
 import ipaddress
 import re
 import time
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import telemetry
-from api.problems import CLIENT_GONE, ForbiddenError, internal_problem, problem
+from api.problems import CLIENT_GONE, ForbiddenError, internal_problem, problem, stopping_problem
 from storage.ids import new_id
 from storage.settings import LOOPBACK, Settings
 
@@ -66,6 +67,10 @@ class RequestMiddleware:
             if status is not None:
                 raise  # half an answer is out: only closing the connection tells
             await internal_problem(Request(scope))(scope, receive, send_observed)
+        except asyncio.CancelledError:  # the server stops, and what it waited for is not there yet
+            if status is not None:
+                raise
+            await stopping_problem(Request(scope))(scope, receive, send_observed)
         finally:
             tell()
 

@@ -146,6 +146,12 @@ def internal_problem(request: Request) -> Response:
     return problem(request, 500, "internal", "something went wrong here; the log has it under this request_id")
 
 
+def stopping_problem(request: Request) -> Response:
+    """To a request that is not answered when the server ends."""
+    detail = "this server is stopping; nothing was lost, send the request again"
+    return problem(request, 503, "stopping", detail, headers={"Retry-After": "1"})
+
+
 async def _on_problem(request: Request, error: ProblemError) -> Response:
     return problem(request, error.status, error.code, error.detail, headers=error.headers, errors=error.errors)
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -36,6 +37,34 @@ def request_count(client: httpx.Client) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
+def start(environment: dict[str, str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("wb") as log:
+        return subprocess.Popen([sys.executable, "-c", CODE], env=environment, stderr=log, stdout=log)
+
+
+def test_who_waits_while_the_server_stops_is_told_to_ask_again(tmp_path: Path):
+    port = free_port()
+    values = {"HOME": str(tmp_path), "PORT": str(port), "MIN_FREE_BYTES": "0"}
+    server = start(os.environ | {f"DISTILLERY_{name}": value for name, value in values.items()}, tmp_path / "log")
+    try:
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            eventually(lambda: answers(client), 90)
+            job_id = submit(client)["id"]
+            waiting = pool.submit(client.get, f"/jobs/{job_id}?wait=50")
+            time.sleep(2)  # it is sent; nothing shows that it has arrived
+            server.send_signal(signal.SIGTERM)
+            answer = waiting.result(40)
+            assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+            assert answer.headers["Retry-After"] == "1"
+            server.wait(20)
+    finally:
+        server.kill()
+        server.wait(10)
+
+
 def test_two_processes_count_together_and_end_at_once_with_a_stream_open(tmp_path: Path):
     port = free_port()
     environment = os.environ | {
@@ -45,8 +74,7 @@ def test_two_processes_count_together_and_end_at_once_with_a_stream_open(tmp_pat
         "DISTILLERY_MIN_FREE_BYTES": "0",
         "OMP_NUM_THREADS": "1",
     }
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, "-c", CODE], env=environment, stderr=log, stdout=log)
+    server = start(environment, tmp_path / "log")
     family = []
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:

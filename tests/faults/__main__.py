@@ -41,7 +41,7 @@ MUTATIONS = {
         r"succeeded, its last is|final events instead of|succeeded from (queued|succeeded|cancelled)",
     ),
     "artifacts_in_place": Mutation("killed inside an artifact's upload", 4, r": \S+ is damaged$"),
-    "no_takeover": Mutation("worker killed", 2, r"is running, not terminal"),
+    "no_takeover": Mutation("everything killed at once (a reboot)", 2, r"is running, not terminal"),
 }  # fmt: skip
 HONEST_PATIENCE = 240.0
 TRIES = 3

@@ -18,6 +18,7 @@ from storage.lifecycle import TERMINAL
 from tests.faults.jobs import SPECS
 
 GIVE_UP_SECONDS = 90.0
+DISTURBED_SECONDS = 3600.0
 GRANTED = {"cancel": "cancelled", "pause": "paused"}
 AGAIN = {429, 500, 502, 503, 504, 507}
 
@@ -80,14 +81,31 @@ class Ledger:
         self.violations.append(what)
 
 
-class Client:
-    """One of several users at once; each has its own connection pool and its own chance.
+class Patience:
+    """How long is waited for a job: so many seconds from when nothing is disturbed any more.
 
-    Args:
-        patience: seconds within which a job must end, whatever happens.
+    Until then for an hour: a job waits behind the urgent ones of the faults while its own attempts are killed.
     """
 
-    def __init__(self, urls: list[str], ledger: Ledger, rng: random.Random, patience: float) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._calm: float | None = None
+
+    def calm(self) -> None:
+        """From now on nothing is disturbed."""
+        self._calm = time.monotonic()
+
+    def over(self, began: float) -> bool:
+        """Whether who waits since then gives up."""
+        if self._calm is None:
+            return time.monotonic() > began + DISTURBED_SECONDS
+        return time.monotonic() > max(began, self._calm) + self.seconds
+
+
+class Client:
+    """One of several users at once; each has its own connection pool and its own chance."""
+
+    def __init__(self, urls: list[str], ledger: Ledger, rng: random.Random, patience: Patience) -> None:
         self.urls, self.ledger, self.rng, self.patience = urls, ledger, rng, patience
         self.http = httpx.Client(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
 
@@ -156,23 +174,23 @@ class Client:
         if job["status"] not in (GRANTED[action], *TERMINAL) and job["request"] not in (action, "cancel"):
             self.ledger.blame(f"{action} {job['id']} was answered with a {job['status']} job of which nothing is asked")
 
-    def until(self, entry: Entry, holds: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+    def until(self, entry: Entry, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Poll until it holds.
 
         Raises:
-            GaveUpError: it did not within so many seconds.
+            GaveUpError: it did not as long as there was patience.
         """
-        end = time.monotonic() + seconds
+        began = time.monotonic()
         while True:
             job = self.look(entry, wait=2)
             if holds(job):
                 return job
-            if time.monotonic() > end:
+            if self.patience.over(began):
                 raise GaveUpError(f"{entry.job_id} is still {job['status']} (attempt {job['attempt']})")
             time.sleep(0.05)
 
     def until_over(self, entry: Entry) -> dict[str, Any]:
-        job = self.until(entry, lambda job: job["status"] in TERMINAL, self.patience)
+        job = self.until(entry, lambda job: job["status"] in TERMINAL)
         entry.status = job["status"]
         if job["status"] == "succeeded":
             self.download(entry)
@@ -206,15 +224,15 @@ class Customer(threading.Thread):
 
     STORIES = ("plain", "plain", "plain", "cancel", "pause", "retry", "delete", "apprentice")
 
-    def __init__(self, number: int, client: Client, over: threading.Event) -> None:
+    def __init__(self, number: int, client: Client, over: threading.Event, stories: tuple[str, ...] = STORIES) -> None:
         super().__init__(name=f"customer-{number}", daemon=True)
-        self.client, self.over = client, over
+        self.client, self.over, self.stories = client, over, stories
         self.rng, self.ledger = client.rng, client.ledger
 
     def run(self) -> None:
         try:
             while not self.over.is_set():
-                getattr(self, self.rng.choice(self.STORIES))(self.client.submit(self.rng.choice(list(SPECS))))
+                getattr(self, self.rng.choice(self.stories))(self.client.submit(self.rng.choice(list(SPECS))))
         except GaveUpError as gave_up:
             self.ledger.blame(f"{self.name} gave up: {gave_up}")
         except Exception as error:
@@ -236,7 +254,7 @@ class Customer(threading.Thread):
     def pause(self, entry: Entry) -> None:
         self.pause_a_while()
         self.client.act(entry, "pause")
-        self.client.until(entry, lambda job: job["status"] == "paused" or job["status"] in TERMINAL, 120)
+        self.client.until(entry, lambda job: job["status"] == "paused" or job["status"] in TERMINAL)
         self.pause_a_while(1.0)
         self.client.act(entry, "resume")
         self.client.until_over(entry)
@@ -245,7 +263,7 @@ class Customer(threading.Thread):
         self.cancel(entry)
         if entry.status == "cancelled":
             self.client.act(entry, "retry")
-            self.client.until(entry, lambda job: job["status"] != "cancelled", 30)
+            self.client.until(entry, lambda job: job["status"] != "cancelled")
         self.client.until_over(entry)
 
     def delete(self, entry: Entry) -> None:

@@ -2,7 +2,7 @@
 
 from storage.lifecycle import TERMINAL
 from tests.faults.fault import BOTH, Fault, Inject, add, fault
-from tests.faults.scene import Injection, Scene
+from tests.faults.scene import AT_ONCE, Injection, Scene
 
 GROUP = "moments"
 
@@ -47,17 +47,17 @@ def _while_asking(action: str, prepare: str | None) -> Inject:
             entry = client.submit("short")
             if prepare is not None:
                 client.act(entry, prepare)
-                client.until(entry, lambda job: job["status"] in ("paused", *TERMINAL), 120)
+                client.until(entry, lambda job: job["status"] in ("paused", *TERMINAL))
             if action == "delete":
                 client.until_over(entry)
                 client.delete(entry)
                 return scene.sprung(sprung())
             client.act(entry, action)
             if action == "pause":
-                client.until(entry, lambda job: job["status"] in ("paused", *TERMINAL), 120)
+                client.until(entry, lambda job: job["status"] in ("paused", *TERMINAL))
                 client.act(entry, "resume")
             if action == "retry":
-                client.until(entry, lambda job: job["status"] != "cancelled", 60)
+                client.until(entry, lambda job: job["status"] != "cancelled")
             client.until_over(entry)
             return scene.sprung(sprung())
 
@@ -76,4 +76,14 @@ for asked, prepare in (
 
 @fault("training killed while it pauses", GROUP)
 def killed_while_pausing(scene: Scene) -> Injection | None:
-    return scene.sprung(scene.spring("yield", "kill", role="training"))
+    with scene.client() as client:
+        entry = client.submit("short", changes=AT_ONCE)
+
+        def ask() -> None:
+            client.until(entry, lambda job: job["status"] in ("running", *TERMINAL))
+            client.act(entry, "pause")
+
+        note = scene.spring("yield", "kill", role="training", job=entry.job_id, cause=ask)
+        client.until(entry, lambda job: job["status"] in ("paused", *TERMINAL))
+        client.act(entry, "resume")
+    return scene.sprung(note)

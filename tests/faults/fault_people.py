@@ -95,7 +95,7 @@ def delete_races_upload(scene: Scene) -> Injection | None:
             client.until_over(entry)
             return None
         client.act(entry, "cancel")
-        client.until(entry, lambda job: job["status"] in TERMINAL, 120)
+        client.until(entry, lambda job: job["status"] in TERMINAL)
         client.delete(entry)
     return scene.done(since=note["at"])
 
@@ -123,6 +123,6 @@ def poison(scene: Scene) -> Injection | None:
         entry = client.submit("short", changes={"name": "poison"} | AT_ONCE)
         if not scene.bring_close_to_the_limit(entry.job_id, scene.did.poison_failures):
             scene.ledger.blame("the poison job's limit could not be set: the database was away for too long")
-        job = client.until(entry, lambda job: job["status"] in TERMINAL, 180)
+        job = client.until(entry, lambda job: job["status"] in TERMINAL)
         entry.status = job["status"]
     return scene.done(since=since)

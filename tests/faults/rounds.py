@@ -18,7 +18,7 @@ from storage.database import Database
 from storage.lifecycle import TERMINAL
 from storage.settings import Settings
 from tests.faults import fault_moments, fault_people, fault_processes, fault_servers, fault_storage
-from tests.faults.client import Customer, Entry, GaveUpError, Ledger
+from tests.faults.client import GIVE_UP_SECONDS, Customer, Entry, GaveUpError, Ledger, Patience
 from tests.faults.fault import FAULTS, Fault
 from tests.faults.invariants import Checker
 from tests.faults.jobs import Undisturbed
@@ -40,19 +40,21 @@ class Pressure:
         customers: how many users there are at once.
         pause: between two faults of a lane, at random, from and to so many seconds.
         warm_spare: whether the workers keep one.
+        stories: of the customers, see there.
     """
 
     lanes: int
     customers: int
     pause: tuple[float, float] = (0.0, 0.6)
     warm_spare: bool = False
+    stories: tuple[str, ...] = Customer.STORIES
 
 
 STORM = {"deployed": Pressure(6, 7), "embedded": Pressure(6, 4)}
-CALM = Pressure(1, 2, (4.0, 9.0), warm_spare=True)
-"""As where a service has its machines to itself."""
+CALM = Pressure(1, 1, (12.0, 20.0), warm_spare=True, stories=("plain",))
+"""As where a service has its machines to itself: one job at a time, and what died is back before the next fault."""
 PATIENCE_SECONDS = 300.0
-"""Within which every job must end, disturbed or not."""
+"""Within which every job must end once nothing is disturbed any more."""
 VALUES = {
     "device": "cpu", "lease_seconds": 5.0, "heartbeat_seconds": 0.7, "stall_seconds": 30.0, "reconcile_seconds": 1.0,
     "poll_seconds": 0.2, "retry_backoff_seconds": 0.1, "retry_backoff_max_seconds": 0.5,
@@ -164,7 +166,7 @@ def _build(
     service = Service(settings, folder / "service", mutation)
     stack.callback(service.stop, 5.0)
     return Scene(
-        form, settings, service, database, Ledger(), random.Random(seed), folder / "service", patience,
+        form, settings, service, database, Ledger(), random.Random(seed), folder / "service", Patience(patience),
         postgres=servers.postgres if servers else None, postgres_name=name, redis=servers.redis if servers else None,
         postgres_proxy=proxies.get("postgres"), redis_proxy=proxies.get("redis"),
     )  # fmt: skip
@@ -173,14 +175,15 @@ def _build(
 def _run(scene: Scene, faults: list[Fault], outcome: Outcome, tell: Callable[[str], None], pressure: Pressure) -> None:
     scene.service.start()
     over = threading.Event()
-    customers = [Customer(number, scene.new_client(), over) for number in range(pressure.customers)]
+    customers = [Customer(number, scene.new_client(), over, pressure.stories) for number in range(pressure.customers)]
     for customer in customers:
         customer.start()
     injected = _inject(scene, faults, outcome, tell, pressure)
     scene.over.set()
     over.set()
+    scene.patience.calm()
     for customer in customers:
-        customer.join(scene.patience)
+        customer.join(scene.patience.seconds + GIVE_UP_SECONDS)
         if customer.is_alive():
             outcome.violations.append(f"{customer.name} still waits for its job")
     _let_finish(scene)
@@ -229,7 +232,7 @@ def _once(scene: Scene, fault: Fault) -> Injection | None:
 
 def _let_finish(scene: Scene) -> None:
     """Nothing is disturbed any more: paused jobs go on, and everything ends."""
-    end = time.monotonic() + scene.patience
+    end = time.monotonic() + scene.patience.seconds
     statuses = text("SELECT id, status FROM jobs")
     while time.monotonic() < end:
         open_jobs = [row for row in scene.rows(statuses) if row.status not in TERMINAL]

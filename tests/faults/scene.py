@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from storage.database import Database
 from storage.settings import Settings
-from tests.faults.client import Client, Ledger
+from tests.faults.client import Client, Ledger, Patience
 from tests.faults.invariants import Done
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Postgres, Redis
@@ -75,8 +75,7 @@ class Scene:
     ledger: Ledger
     rng: random.Random
     folder: Path
-    patience: float
-    """Seconds within which every job must end."""
+    patience: Patience
     postgres: Postgres | None = None
     postgres_name: str = ""
     """Of the round's database."""
