@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from kdcore.config import Config
-from kdcore.data import DATA
+from kdcore.data import DATA, BaseDataConfig
 from kdcore.losses import LOSSES
 from kdcore.models import MODELS
 from kdcore.spec import JobSpec
@@ -30,15 +30,22 @@ def catalog_models() -> list[dict[str, Any]]:
 def catalog_data() -> list[dict[str, Any]]:
     """`{type, title, source, doc, schema, input_shape, classes, train, test}` of every data source.
 
-    `train` counts the samples that are published for training, validation included.
+    `train` counts the samples that are published for training, validation included. Of a source that the spec itself
+    describes, shapes, classes and counts are none.
     """
-    entries = []
-    for source in DATA:
-        facts = source(type=source.model_fields["type"].default).facts()
-        counts = {"train": facts.train + facts.validation, "test": facts.test}
-        shapes = {"input_shape": list(facts.input_shape), "classes": list(facts.classes)}
-        entries.append({**_entry(source, source.title, source.source), **shapes, **counts})
-    return entries
+    return [{**_entry(source, source.title, source.source), **_known(source)} for source in DATA]
+
+
+def _known(source: type[BaseDataConfig]) -> dict[str, Any]:
+    if any(field.is_required() for field in source.model_fields.values()):
+        return dict.fromkeys(("input_shape", "classes", "train", "test"))
+    facts = source(type=source.model_fields["type"].default).facts()
+    return {
+        "input_shape": list(facts.input_shape),
+        "classes": list(facts.classes),
+        "train": facts.train + facts.validation,
+        "test": facts.test,
+    }
 
 
 def spec_schema() -> dict[str, Any]:

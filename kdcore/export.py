@@ -17,6 +17,7 @@ from kdcore.data import DataFacts
 from kdcore.errors import TrainingError, is_memory_error
 from kdcore.inputs import Classifier, example_inputs
 from kdcore.latency import session
+from kdcore.models import FOREIGN
 from kdcore.state import Weights
 
 TOLERANCE = 1e-4
@@ -24,11 +25,15 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Bare weights as safetensors; equal weights give equal bytes.
+    """Bare weights as safetensors, under the names that whoever defined the network gave them.
+
+    Equal weights give equal bytes.
 
     Raises:
         OSError: it could not be written.
     """
+    if all(name.startswith(FOREIGN) for name in weights):
+        weights = {name.removeprefix(FOREIGN): value for name, value in weights.items()}
     # One metadata entry only: the order of several is not fixed.
     path.write_bytes(save({name: value.contiguous() for name, value in sorted(weights.items())}, {"format": "pt"}))
 

@@ -102,7 +102,7 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
             for stage, each in zip(stages, planned, strict=True)
         ),
         memory=memory,
-        warnings=warnings(spec, first, small, memory),
+        warnings=warnings(spec, first, small, memory, planned),
     )
 
 
@@ -134,6 +134,7 @@ def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs
         TermPlan(
             type=loss.type,
             layers=list(term.layers),
+            comparisons=term.comparisons(stage.train.batch_size),
             parameters=sum(parameter.numel() for parameter in term.parameters()),
         )
         for loss, term in zip(stage.losses, terms, strict=True)

@@ -77,6 +77,8 @@ class TermPlan(Config):
     type: str
     layers: list[tuple[str, str]] = Field(default_factory=list)
     """The pairs of the student's and the teacher's layers that it compares."""
+    comparisons: int = 0
+    """Pairs or triples, of samples or of channels, that it compares in a step; 0 where they are few."""
     parameters: int = 0
     """That train with the student, and are no part of what is exported."""
 

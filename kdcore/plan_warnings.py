@@ -1,11 +1,18 @@
 """What can run but was hardly meant so."""
 
+from collections.abc import Sequence
+
 from kdcore.optim import StepConfig
-from kdcore.plan_cost import MemoryPlan, ModelPlan
+from kdcore.plan_cost import MemoryPlan, ModelPlan, StagePlan
 from kdcore.spec import JobSpec, TrainConfig
 
+MOST_COMPARISONS = 2**25
+"""In a step: a batch of 323 samples compared by threes, of 5,793 by twos; a second or more on a CPU."""
 
-def warnings(spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: MemoryPlan) -> list[str]:
+
+def warnings(
+    spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: MemoryPlan, stages: Sequence[StagePlan]
+) -> list[str]:
     """Sentences about a valid spec that whoever wrote it should read."""
     found = []
     if student.parameters >= teacher.parameters:
@@ -21,6 +28,13 @@ def warnings(spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: Memo
             f"about {memory.total / 2**20:,.0f} MiB are needed, limits.max_memory allows"
             f" {spec.limits.max_memory / 2**20:,.0f} MiB: use a smaller batch_size or raise the limit"
         )
+    found += [
+        f"{stage.name}: {loss.type} makes {loss.comparisons:,} comparisons in each step of batch_size"
+        f" {stage.batch_size}, which takes time and memory: use a smaller batch_size"
+        for stage in stages
+        for loss in stage.losses
+        if loss.comparisons > MOST_COMPARISONS
+    ]
     for number, taught in enumerate(spec.teachers, start=1):
         if taught.train is not None:
             found += _schedule(f"teacher-{number}", taught.train)

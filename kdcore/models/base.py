@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from kdcore.config import Config
 
+FOREIGN = "network."
+"""Before the names of the weights of a network that another project defined; not in files."""
+
 
 class ModelError(ValueError):
     """A model that cannot be built for this input: `field` of its config is wrong."""

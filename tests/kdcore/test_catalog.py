@@ -18,6 +18,13 @@ def test_the_union_and_the_list_are_one(union: Any, listed: tuple[type, ...]) ->
     assert get_args(get_args(union)[0]) == listed
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "mutual": {"peer": {"type": "mlp"}},
+    "image_folder": {"folder": "mine", "classes": ["a", "b"], "train_pictures": 9, "test_pictures": 3},
+}
+"""What has no default."""
+
+
 @pytest.mark.parametrize("catalog", [catalog_losses, catalog_models, catalog_data])
 def test_entries_are_complete(catalog: Callable[[], list[dict[str, Any]]]) -> None:
     entries = catalog()
@@ -27,7 +34,7 @@ def test_entries_are_complete(catalog: Callable[[], list[dict[str, Any]]]) -> No
         assert all(len(entry[key]) > 3 for key in ("title", "source", "doc"))
         Draft202012Validator.check_schema(entry["schema"])
         validator = Draft202012Validator(entry["schema"])
-        needed = {"peer": {"type": "mlp"}} if entry["type"] == "mutual" else {}
+        needed = NEEDED.get(entry["type"], {})
         assert validator.is_valid({"type": entry["type"], **needed})
         assert not validator.is_valid({"type": entry["type"], "bogus": 1})
         for name, field in entry["schema"]["properties"].items():
@@ -45,6 +52,8 @@ def test_data_says_what_it_holds() -> None:
     cifar = next(entry for entry in catalog_data() if entry["type"] == "cifar10")
     assert (cifar["input_shape"], cifar["train"], cifar["test"]) == ([3, 32, 32], 50_000, 10_000)
     assert cifar["classes"][0] == "airplane"
-    assert {entry["type"]: len(entry["classes"]) for entry in catalog_data()} == {
-        **dict.fromkeys(["digits", "mnist", "fashion_mnist", "cifar10"], 10), "ag_news": 4, "sst2": 2, "synthetic": 4
+    known = {entry["type"]: entry["classes"] and len(entry["classes"]) for entry in catalog_data()}
+    assert known == {
+        **dict.fromkeys(["digits", "mnist", "fashion_mnist", "cifar10"], 10),
+        "cifar100": 100, "image_folder": None, "ag_news": 4, "sst2": 2, "synthetic": 4,
     }  # fmt: skip

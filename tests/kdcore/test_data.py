@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcore.data import CIFAR10Config, DataError, Dataset, DigitsConfig, FashionMNISTConfig, MNISTConfig
+from kdcore.data import CIFAR10Config, CIFAR100Config, DataError, Dataset, DigitsConfig, FashionMNISTConfig, MNISTConfig
 from kdcore.data.base import split_counts, split_indices
-from kdcore.data.cifar10 import RECORD
+from kdcore.data.cifar import PIXELS
 from kdcore.data.idx import read_idx
 
+RECORD = 1 + PIXELS
 Arrays = dict[str, np.ndarray]
 
 
@@ -252,6 +253,22 @@ def test_cifar10_that_is_missing_or_broken(tmp_path: Path) -> None:
     test.unlink()
     with pytest.raises(DataError, match=r"put test_batch.bin into"):
         CIFAR10Config().load(tmp_path, download=False)
+
+
+def test_cifar100(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"CIFAR-100 is not complete: put train.bin and test.bin into"):
+        CIFAR100Config().load(tmp_path, download=False)
+    random = np.random.default_rng(0)
+    arrays = {name: random.integers(0, 100, (9, 2 + PIXELS), np.uint8) for name in ("train.bin", "test.bin")}
+    for name, array in arrays.items():
+        (folder / name).write_bytes(array.tobytes())
+    data = CIFAR100Config(validation=2).load(tmp_path, download=False)
+    assert (data.facts.train, data.facts.validation, data.facts.test) == (7, 2, 9)
+    expected = torch.from_numpy(arrays["test.bin"])
+    assert torch.equal(data.test.labels, expected[:, 1].long())  # the fine class is the second byte
+    assert torch.equal(data.test.inputs[2, 2, 5], expected[2, 2 + 2048 + 5 * 32 :][:32])  # blue, row 5
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def test_examples_plan_without_warnings_and_quickly(path: Path) -> None:
         begun = time.thread_time()
         make_plan(spec)
         seconds.append(time.thread_time() - begun)
-    assert min(seconds) < 0.5  # of the deepest; of MLPs and plain CNNs a tenth of it
+    # Of the deepest; of MLPs and plain CNNs a tenth of it. These two networks are deeper than all before them.
+    assert min(seconds) < (2 if path.stem in ("cifar100-resnet-shufflenet", "folder-torchvision") else 0.5)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak")
@@ -283,6 +284,10 @@ def test_all_errors_are_collected() -> None:
         ({"student": {"model": {"type": "mlp", "hidden": [64]}}}, "is not smaller than the teacher"),
         ({"stages": [{"losses": [{"type": "cross_entropy"}]}]}, "no stage learns from the teacher"),
         ({"stages": [{"losses": [{"type": "cross_entropy"}, {"type": "kd", "weight": 0}]}]}, "no stage learns"),
+        (
+            {"stages": [{"batch_size": 400, "losses": [{"type": "kd"}, {"type": "rkd_angle"}]}]},
+            "distill-1: rkd_angle makes 64,000,000 comparisons in each step of batch_size 400",
+        ),
         ({"stages": [{"schedule": {"type": "cosine", "warmup_epochs": 10}}]}, "distill-1: the warm-up of 10 epochs"),
         ({"stages": [{"schedule": {"type": "step", "milestones": [5, 10]}}]}, "milestone 10 is never reached"),
         (

@@ -1,0 +1,73 @@
+"""torchvision's networks: views from outside, nothing left behind, weights under the names they have there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision import models
+
+from kdcore import export
+from kdcore.errors import TrainingError
+from kdcore.models import Network, TorchvisionConfig
+from kdcore.teacher import load_weights
+
+
+def build(name: str, size: int = 32) -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TorchvisionConfig(name=name).build((3, size, size), 5)
+
+
+def shapes(network: Network, size: int = 32) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(view.shape) for name, view in network.eval().views(torch.rand(2, 3, size, size)).items()}
+
+
+def test_views_have_the_names_of_the_parts() -> None:
+    found = shapes(build("resnet18"))
+    assert list(found)[:5] == ["conv1", "bn1", "relu", "maxpool", "layer1.0"]
+    assert {"layer2": (2, 128, 4, 4), "pooled": (2, 512), "logits": (2, 5)}.items() <= found.items()
+    assert list(found)[-2:] == ["pooled", "logits"]
+
+
+def test_patches_and_windows_are_maps() -> None:
+    assert shapes(build("vit_b_32", 64), 64)["encoder.layers.encoder_layer_0"] == (2, 768, 5, 1)
+    swin = shapes(build("swin_t"))
+    assert swin["features.0"] == swin["features.1"] == (2, 96, 8, 8)
+
+
+def test_a_view_is_what_the_part_gave_though_the_next_one_writes_in_place() -> None:
+    network = build("resnet18").eval()
+    views = network.views(torch.rand(2, 3, 32, 32))
+    assert views["bn1"].min() < 0
+    torch.testing.assert_close(views["bn1"].relu(), views["relu"])
+    assert "features" not in build("densenet121").eval().views(torch.rand(2, 3, 32, 32))  # rectified in place
+
+
+def test_nothing_is_left_attached() -> None:
+    network = build("resnet18")
+    network.views(torch.rand(2, 3, 32, 32))
+    with pytest.raises(RuntimeError):
+        network.views(torch.rand(2, 4, 32, 32))
+    for module in network.modules():
+        assert not {**module._forward_hooks, **module._forward_pre_hooks}
+
+
+def test_weights_have_torchvisions_names_in_files(tmp_path: Path) -> None:
+    original = models.resnet18(weights=None, num_classes=5)
+    save_file(original.state_dict(), tmp_path / "resnet18.safetensors")
+    network = build("resnet18")
+    network.load_state_dict(load_weights(tmp_path / "resnet18.safetensors", network))
+    inputs = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network.eval()(inputs), original.eval()(inputs))
+    export.save_weights(tmp_path / "student.safetensors", network.state_dict())
+    assert load_file(tmp_path / "student.safetensors").keys() == original.state_dict().keys()
+    save_file(models.resnet34(weights=None, num_classes=5).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(TrainingError, match=r"unexpected layer1\.2\.bn1"):
+        load_weights(tmp_path / "other.safetensors", network)
+
+
+def test_a_network_without_a_linear_layer_has_its_bias() -> None:
+    network = build("squeezenet1_1")
+    assert network.classifier() is None
+    assert network.output_bias().shape == (5,)
