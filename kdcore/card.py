@@ -167,7 +167,8 @@ def _explained(result: Mapping[str, Any]) -> str:
             "Agreement is the share of test samples on which the model predicts what the teacher predicts."
         )
     if "ece_bins" in result["student"]:
-        sentences.append(f"Expected calibration error: {result['student']['ece_bins']} bins of equal width.")
+        bins = f"Expected calibration error: {result['student']['ece_bins']} bins of equal width"
+        sentences.append(f"{bins}; the temperature is fitted on the validation split.")
     return "".join(f"{sentence} " for sentence in sentences)
 
 
@@ -182,6 +183,7 @@ def _table(result: Mapping[str, Any]) -> str:
             (f"top-{top} accuracy", "top_k_accuracy", ".4f"),
             ("negative log-likelihood", "nll", ".4f"),
             ("expected calibration error", "ece", ".4f"),
+            ("… after temperature scaling", "ece_scaled", ".4f"),
             ("macro F1", "macro_f1", ".4f"),
             ("area under the ROC curve", "auroc", ".4f"),
             ("mean absolute error", "mae", ".4g"),

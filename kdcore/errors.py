@@ -69,6 +69,22 @@ def memory_errors(where: str, advise: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
+def single_sample_errors(stage: str, size: int) -> Iterator[None]:
+    """Turns what batch normalisation says of one number a channel, which has no spread, into a `TrainingError`."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        message = (
+            f"stage {stage!r}, batch_size {size}: a batch of one sample, perhaps an epoch's last, has one number for"
+            " each channel where its maps have shrunk to 1x1, too few for batch normalisation; use another batch_size,"
+            " larger pictures, or a network that shrinks them less"
+        )
+        raise TrainingError("single_sample", message) from error
+
+
+@contextmanager
 def data_errors() -> Iterator[None]:
     """Turns a `DataError`, or a data directory that may not be read, into a `TrainingError`."""
     try:

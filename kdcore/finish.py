@@ -33,12 +33,13 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     students = [student_name(role, repeat) for repeat in range(job.spec.repeats) for role in ("baseline", "distill")]
     names = [name for name in (*taught, *students) if name in job.state.models]
     logits = {name: job.predict(job.finished(name), "test", job.reader_of(name)) for name in names}
+    held = {name: job.predict(job.finished(name), "validation", job.reader_of(name)) for name in names}
     robust = {name: robustness(job, name) for name in names} if job.spec.evaluate.robustness else {}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
         code, speeds = write_models(job, out)
         job.session.poll()
-        result = build_result(job, logits, speeds, robust)
+        result = build_result(job, logits, held, speeds, robust)
         model = model_document(job)
         _write_json(out / "model.json", model)
         (out / "README.md").write_text(model_card(result, model, code), encoding="utf-8")

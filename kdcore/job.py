@@ -189,12 +189,21 @@ class Job:
             classes=len(facts.classes),
             task=facts.task,
             partly_labelled=stage.role != "teacher" and self.spec.transfer.labelled < 1,
+            label_counts=self._label_counts(stage),
             samples=len(self.data.train),
             epochs=stage.train.epochs,
             teacher_networks=[teachers.get(at, nn.Identity()) for at in places],
         )
         torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index, *again(stage.repeat)))
         return nn.ModuleList(loss.build(context) for loss in stage.losses).to(self.device)
+
+    def _label_counts(self, stage: Stage) -> Tensor | None:
+        """(C,) how often each class is among the labels that the stage sees, on the CPU."""
+        samples, labels = self.samples(stage)
+        if labels.is_floating_point():
+            return None
+        seen = labels[samples].cpu()
+        return torch.bincount(seen[seen >= 0], minlength=len(self.data.facts.classes))
 
     def offset(self, stage: Stage, best: dict[str, Any]) -> Weights:
         """The best epoch's weights; of a student whose spec asks for it, with the offset that validates best."""

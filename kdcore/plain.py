@@ -7,7 +7,10 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from kdcore.models import FOREIGN
+
 NETWORK, NORMALISE = "network.", "normalise."
+"""The parts of a `Classifier`."""
 
 
 def plain_function(program: ExportedProgram) -> str:
@@ -41,7 +44,7 @@ def plain_function(program: ExportedProgram) -> str:
 def _source(name: str) -> str:
     if name.startswith(NORMALISE):
         return f'channel["{name.removeprefix(NORMALISE)}"]'
-    return f'weights["{name.removeprefix(NETWORK)}"]'
+    return f'weights["{name.removeprefix(NETWORK).removeprefix(FOREIGN)}"]'
 
 
 def _input(program: ExportedProgram, node: Node) -> str:

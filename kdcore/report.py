@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdcore.calibration import scaled
 from kdcore.compare import gain, spread
 from kdcore.job import Job, student_name, teacher_name
 from kdcore.plan import ModelPlan, make_plan
@@ -24,6 +25,7 @@ LEAST = frozenset({"mae"})
 def build_result(
     job: Job,
     logits: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
     speeds: Mapping[str, Mapping[str, Any]],
     robust: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -31,23 +33,28 @@ def build_result(
 
     Args:
         logits: on the test split, (N, C) each: `teacher-1` and so on, `student` and, where there is one, `baseline`.
+        held: the same on the validation split.
         robust: `robustness.measure_robustness` of each, where it was asked for.
         speeds: `latency.measure_latency` of `teacher-1` and of `student`.
     """
     labels, task = job.data.test.labels.cpu(), job.task
+
+    def measure(name: str) -> dict[str, Any]:
+        fit = scaled(held[name], job.validation_labels, logits[name], labels) if task.calibrated else {}
+        return task.measure(logits[name], labels) | fit
+
     plan = make_plan(job.spec)
     names = [teacher_name(index) for index in range(len(plan.teachers))]
     teacher_logits = logits[names[0]]
     teachers = [
-        {**task.measure(logits[name], labels), **_size(size), **speeds[name]}
-        for name, size in zip(names, plan.teachers, strict=True)
+        {**measure(name), **_size(size), **speeds[name]} for name, size in zip(names, plan.teachers, strict=True)
     ]
     # The baseline is the student's network with other weights: it is as large and as fast.
     same = {**_size(plan.student), **speeds["student"]}
-    student = {**_worth(task, logits["student"], labels, teacher_logits), **same}
+    student = {**measure("student"), **_likeness(task, logits["student"], teacher_logits), **same}
     baseline = difference = None
     if "baseline" in logits:
-        baseline = {**_worth(task, logits["baseline"], labels, teacher_logits), **same}
+        baseline = {**measure("baseline"), **_likeness(task, logits["baseline"], teacher_logits), **same}
         each = {name: task.of_each(logits[name], labels) for name in ("student", "baseline")}
         difference = gain(task.compared, each["student"], each["baseline"], derive(job.spec.seed, "bootstrap"))
     repeats = [
@@ -90,10 +97,9 @@ def over_repeats(task: Task, repeats: list[dict[str, float]]) -> dict[str, Any]:
     return found
 
 
-def _worth(task: Task, logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> dict[str, Any]:
-    """What a student is worth, and how much it is like its teacher."""
-    likeness = {name: score(logits, teacher_logits) for name, score in task.likeness.items()}
-    return {**task.measure(logits, labels), **likeness}
+def _likeness(task: Task, logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+    """How much a student is like its teacher."""
+    return {name: score(logits, teacher_logits) for name, score in task.likeness.items()}
 
 
 def _size(plan: ModelPlan) -> dict[str, Any]:
@@ -113,7 +119,28 @@ def summary(result: Mapping[str, Any]) -> str:
         kept = student[score] / teacher[score] if teacher[score] else 1.0
         text = f"The student keeps {kept:.1%} of the teacher's {TITLES[score]} ({both}) with {fewer}."
     found = result["gain"]
-    return text if found is None else f"{text} {_gained(found)}"
+    if found is None:
+        return text
+    over = (result["repeats"] or {}).get("gain")
+    return f"{text} {_gained(found)}" if over is None else f"{text} {_gained_over(score, over, result['repeats'])}"
+
+
+def _gained_over(score: str, over: Mapping[str, Any], repeats: Mapping[str, Any]) -> str:
+    """The gain over repeats; with several of them nobody asks what one of them gained."""
+    low, high = over["interval"]
+    verdict = "" if low > 0 or high < 0 else ", so chance may explain it"
+    count = f"over {len(repeats['each'])} repeats"
+    if score in LEAST:
+        mean, low, high = -over["mean"], -high, -low
+        change = f"the {TITLES[score]} by {mean:+.4g} ± {over['std']:.2g}"
+        bounds = f"{low:+.4g} to {high:+.4g}"
+    else:
+        change = f"{TITLES[score]} by {over['mean'] * 100:+.2f} ± {over['std'] * 100:.2f} points"
+        bounds = f"{low * 100:+.2f} to {high * 100:+.2f}"
+    return (
+        f"Distillation changed {change} {count} against the same student trained on the labels alone"
+        f" (mean ± standard deviation; 95% interval of the mean {bounds}{verdict})."
+    )
 
 
 def _gained(found: Mapping[str, Any]) -> str:

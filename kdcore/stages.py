@@ -5,7 +5,7 @@ from typing import Literal
 
 from kdcore.data.base import TaskName
 from kdcore.losses import BinaryCrossEntropyConfig, CrossEntropyConfig, LossConfig, MSEConfig
-from kdcore.spec import JobSpec, TrainConfig
+from kdcore.spec import JobSpec, StageConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,15 @@ def list_stages(spec: JobSpec) -> list[Stage]:
 def _student_stages(spec: JobSpec, repeat: int) -> list[Stage]:
     """The baseline's and the student's stages of one repeat; each repeat has other chance, and the first no suffix."""
     suffix = f"-repeat-{repeat + 1}" if repeat else ""
-    several, alone = len(spec.stages) > 1, [label_loss(spec.data.task_name)]
+    several = len(spec.stages) > 1
     baselines = [
         Stage(
-            f"baseline-{index + 1}{suffix}" if several else f"baseline{suffix}", "baseline", index, stage, alone, repeat
+            f"baseline-{index + 1}{suffix}" if several else f"baseline{suffix}",
+            "baseline",
+            index,
+            stage,
+            [_alone(spec, stage)],
+            repeat,
         )
         for index, stage in enumerate(spec.stages)
         if spec.baseline and spec.transfer.labelled > 0
@@ -70,6 +75,15 @@ def _student_stages(spec: JobSpec, repeat: int) -> list[Stage]:
         for index, stage in enumerate(spec.stages)
     ]
     return [*baselines, *distillation]
+
+
+def _alone(spec: JobSpec, stage: StageConfig) -> LossConfig:
+    """The baseline's loss: the task's on labels, with the class weights that the student's own has."""
+    loss = label_loss(spec.data.task_name)
+    for given in stage.losses:
+        if isinstance(given, CrossEntropyConfig) and isinstance(loss, CrossEntropyConfig):
+            return loss.model_copy(update={"class_weights": given.class_weights})
+    return loss
 
 
 def label_loss(task: TaskName, label_smoothing: float = 0.0) -> LossConfig:

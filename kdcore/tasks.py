@@ -26,6 +26,7 @@ class Task:
             better.
         likeness: how much a student's outputs are like its teacher's, by name.
         measure: everything the result says of one model, as JSON values.
+        calibrated: whether outputs are logits of one class, whose temperature can be fitted.
     """
 
     name: TaskName
@@ -35,6 +36,7 @@ class Task:
     likeness: Mapping[str, Score]
     measure: Callable[[Tensor, Tensor], dict[str, Any]]
     least: frozenset[str] = frozenset({"nll", "mae", "rmse"})
+    calibrated: bool = False
 
     @property
     def main(self) -> MetricName:
@@ -129,6 +131,7 @@ TASKS: dict[TaskName, Task] = {
         lambda logits, labels: (logits.argmax(1) == labels).double(),
         {"agreement": evaluate.agreement, "predictive_kl": evaluate.predictive_kl},
         evaluate.measure,
+        calibrated=True,
     ),
     "multi_label": Task(
         "multi_label",

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdcore.errors import TrainingError
-from kdcore.models import Network
+from kdcore.models import FOREIGN, Network
 from kdcore.spec import FileWeights, TeacherConfig
 from kdcore.state import Weights, all_finite
 
@@ -77,6 +77,8 @@ def load_weights(path: Path, network: Network) -> Weights:
     except (OSError, safetensors.SafetensorError) as error:
         raise _bad(path, f"it is not a readable safetensors file ({error})") from error
     wanted = network.state_dict()
+    prefix = FOREIGN if all(name.startswith(FOREIGN) for name in wanted) else ""
+    wanted = {name.removeprefix(prefix): value for name, value in wanted.items()}
     differences = [
         *(f"missing {name}" for name in wanted if name not in found),
         *(f"unexpected {name}" for name in found if name not in wanted),
@@ -91,7 +93,7 @@ def load_weights(path: Path, network: Network) -> Weights:
         raise _bad(path, f"they do not fit the teacher's model: {'; '.join(differences[:SHOWN])}{more}")
     if not all_finite(found.values()):
         raise _bad(path, "they hold values that are not finite")
-    return {name: found[name].to(wanted[name].dtype) for name in wanted}
+    return {f"{prefix}{name}": found[name].to(wanted[name].dtype) for name in wanted}
 
 
 def _bad(path: Path, why: str) -> TrainingError:

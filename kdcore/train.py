@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdcore.augment import augment
 from kdcore.choices import Choices
-from kdcore.errors import diverged, memory_errors
+from kdcore.errors import diverged, memory_errors, single_sample_errors
 from kdcore.finish import finish
 from kdcore.inputs import unit
 from kdcore.job import Job
@@ -90,7 +90,10 @@ def run(
     )
     for stage in job.stages[job.state.stage :]:
         size = stage.train.batch_size
-        with memory_errors(f"stage {stage.name!r} with batch_size {size}", partial(job.memory_advice, size)):
+        with (
+            memory_errors(f"stage {stage.name!r} with batch_size {size}", partial(job.memory_advice, size)),
+            single_sample_errors(stage.name, size),
+        ):
             train_stage(job, stage, points)
     with memory_errors("evaluation and export, which no batch_size changes,", lambda: SMALLER):
         return finish(job, out)

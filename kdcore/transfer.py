@@ -22,10 +22,13 @@ class TransferConfig(Config):
     labelled: float = Field(default=1.0, ge=0, le=1)
     """Share of each class whose labels are seen, drawn once, the same for every seed; of the others only the teacher
     speaks. At 0 there is no baseline."""
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of the labels that are replaced by another class's, any other as likely, drawn once, the same for every
+    seed: to see what wrong labels do."""
 
     @property
     def is_whole(self) -> bool:
-        return not self.without_classes and self.labelled == 1.0
+        return not self.without_classes and self.labelled == 1.0 and not self.label_noise
 
 
 def transfer_errors(config: TransferConfig, facts: DataFacts) -> list[tuple[tuple[str | int, ...], str]]:
@@ -33,7 +36,7 @@ def transfer_errors(config: TransferConfig, facts: DataFacts) -> list[tuple[tupl
     if config.is_whole:
         return []
     if facts.task not in ("classification", "embedding"):
-        field = "without_classes" if config.without_classes else "labelled"
+        field = next(name for name, value in TransferConfig() if getattr(config, name) != value)
         return [((field,), f"a {facts.task} has no classes to choose samples by; leave it out")]
     errors: list[tuple[tuple[str | int, ...], str]] = [
         (("without_classes", index), f"the data has no class {name!r}; it has {_names(facts.classes)}")
@@ -62,16 +65,29 @@ def choose_samples(config: TransferConfig, labels: Tensor, classes: tuple[str, .
     """
     left_out = torch.tensor([name in config.without_classes for name in classes], device=labels.device)
     chosen = torch.nonzero(~left_out[labels]).flatten()
+    told = _with_noise(config.label_noise, labels, len(classes))
     if config.labelled == 1.0:
-        return chosen, labels
+        return chosen, told
     seen = torch.full_like(labels, UNLABELLED)
     generator = torch.Generator().manual_seed(0)
     for number in range(len(classes)):
         members = torch.nonzero(labels == number).flatten()
         order = torch.randperm(len(members), generator=generator).to(labels.device)
         kept = members[order[: round(config.labelled * len(members))]]
-        seen[kept] = number
+        seen[kept] = told[kept]
     return chosen, seen
+
+
+def _with_noise(share: float, labels: Tensor, classes: int) -> Tensor:
+    """The labels, that share of them wrong."""
+    if not share:
+        return labels
+    generator = torch.Generator().manual_seed(1)
+    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    steps = torch.randint(1, classes, (len(wrong),), generator=generator)
+    noisy = labels.cpu().clone()
+    noisy[wrong] = (noisy[wrong] + steps) % classes
+    return noisy.to(labels.device)
 
 
 def expected_samples(config: TransferConfig, facts: DataFacts) -> int:

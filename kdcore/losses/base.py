@@ -60,6 +60,8 @@ class Context:
         classes: how many outputs the task has.
         task: what is to be learned from the labels.
         partly_labelled: whether some labels are -1: not seen.
+        label_counts: how often each class is among the labels that the stage sees, (C,) on the CPU; none in the plan,
+            which has seen no data, and where labels are no classes.
         samples: in the training split.
         epochs: of the stage.
         teacher_networks: the frozen teachers themselves, for terms that reuse a part of one. A term never
@@ -73,6 +75,7 @@ class Context:
     classes: int = 2
     task: TaskName = "classification"
     partly_labelled: bool = False
+    label_counts: Tensor | None = None
     samples: int = 1
     epochs: int = 1
     teacher_networks: Sequence[nn.Module] = field(default=(), repr=False)
@@ -109,6 +112,10 @@ class Term(nn.Module):
     def rival(self) -> "Rival | None":
         """What is trained in turn with the student, by an optimizer and a loss of its own; most terms have none."""
         return None
+
+    def comparisons(self, batch_size: int) -> int:
+        """How many pairs or triples, of samples or of channels, it compares in a step, where they are many."""
+        return 0
 
     def metrics(self) -> Mapping[str, Tensor]:
         """What else is worth watching in the step that was just made, scalars by name; no gradient."""

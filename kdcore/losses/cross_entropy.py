@@ -1,14 +1,14 @@
 """Cross-entropy on the labels: the "hard" loss, and what every teacher and baseline is trained with."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from pydantic import Field
 from torch import Tensor
 
 from kdcore.losses.base import Batch, Context, Term, full_precision
-from kdcore.losses.labelled import LabelLossConfig, check_labels
+from kdcore.losses.labelled import ClassWeights, LabelLossConfig, check_labels, class_weights
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -25,12 +25,21 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, label_smoothing: float
     return F.cross_entropy(full_precision(student_logits), labels, label_smoothing=label_smoothing)
 
 
-def seen_cross_entropy(student_logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """`cross_entropy` of the samples whose label is not negative; 0, with a gradient of 0, where there is none."""
-    seen = labels >= 0
-    logits = full_precision(student_logits)
-    each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none", label_smoothing=label_smoothing)
-    return (each * seen).sum() / seen.sum().clamp(min=1)
+def seen_cross_entropy(
+    student_logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """`cross_entropy` of the samples whose label is not negative; 0, with a gradient of 0, where there is none.
+
+    Args:
+        class_weights: (C,); each sample counts as much as its label's class, and the sum of that divides.
+    """
+    logits, known = full_precision(student_logits), labels.clamp(min=0)
+    weights = class_weights.to(logits.dtype) if class_weights is not None else None
+    each = F.cross_entropy(logits, known, weights, reduction="none", label_smoothing=label_smoothing)
+    counts = (labels >= 0).to(logits.dtype)
+    if weights is None:
+        return (each * counts).sum() / counts.sum().clamp(min=1)
+    return (each * counts).sum() / (weights[known] * counts).sum().clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 class CrossEntropyConfig(LabelLossConfig):
@@ -47,16 +56,25 @@ class CrossEntropyConfig(LabelLossConfig):
     type: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
+    class_weights: ClassWeights | None = None
+    """How much a sample of each class counts, in the data's order; `balanced`: N / (C · the class's samples), for
+    imbalanced labels. The baseline takes it over. None: all alike."""
 
     def build(self, context: Context) -> Term:
         check_labels(context, self.student_layer, "classification", "embedding")
-        return CrossEntropy(self, seen_cross_entropy if context.partly_labelled else cross_entropy)
+        return CrossEntropy(self, class_weights(self.class_weights, context), whole=not context.partly_labelled)
 
 
 class CrossEntropy(Term):
-    def __init__(self, config: CrossEntropyConfig, function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    weights: Tensor | None
+
+    def __init__(self, config: CrossEntropyConfig, weights: Tensor | None, *, whole: bool) -> None:
         super().__init__()
-        self.config, self.function = config, function
+        self.config, self.plain = config, whole and weights is None
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.function(*self.config.outputs(batch), self.config.label_smoothing)
+        outputs, labels = self.config.outputs(batch)
+        if self.plain:
+            return cross_entropy(outputs, labels, self.config.label_smoothing)
+        return seen_cross_entropy(outputs, labels, self.config.label_smoothing, self.weights)

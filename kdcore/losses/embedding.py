@@ -1,6 +1,7 @@
 """What the losses between samples have in common: one vector per sample, and how far two of them are apart."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from kdcore.losses.pairing import LayerLossConfig, candidates
 
 class EmbeddingLossConfig(LayerLossConfig):
     """Base of every loss on one embedding of each side: a vector, or a map read as one."""
+
+    together: ClassVar[int] = 2
+    """How many samples are compared with one another: its time grows with that power of the batch."""
 
     def embedding_pair(self, context: Context) -> tuple[str, str]:
         """The student's and the teacher's layer: as named, else the deepest hidden vectors, else the deepest maps."""
@@ -29,6 +33,10 @@ class EmbeddingTerm(Term):
         super().__init__()
         self.config, self.function = config, function
         self.layers = [config.embedding_pair(context)]
+
+    def comparisons(self, batch_size: int) -> int:
+        count: int = batch_size**self.config.together
+        return count
 
     def forward(self, batch: Batch) -> Tensor:
         student_layer, teacher_layer = self.layers[0]

@@ -77,6 +77,9 @@ class InstanceGraph(Term):
         super().__init__()
         self.config, self.layers = config, pairs
 
+    def comparisons(self, batch_size: int) -> int:
+        return len(self.layers) * batch_size**2
+
     def forward(self, batch: Batch) -> Tensor:
         teacher = self.config.taught(batch)
         return instance_graph(

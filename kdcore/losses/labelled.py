@@ -1,12 +1,36 @@
 """What the losses on labels share: one output per class, and labels in the shape that the formula wants."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from pydantic import Field
 from torch import Tensor
 
 from kdcore.data.base import TaskName
 from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, logits_width
+
+ClassWeights = Literal["balanced"] | Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000)]
+
+
+def class_weights(wanted: ClassWeights | None, context: Context) -> Tensor | None:
+    """How much each class counts, (C,) float32; none: all alike.
+
+    Raises:
+        LossError: there are not as many weights as classes.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        counts = context.label_counts
+        if counts is None:  # a plan: any numbers do
+            return torch.ones(context.classes)
+        present = counts.float().clamp(min=1)  # a class without samples needs no weight
+        return counts.sum() / (len(counts) * present)
+    if len(wanted) != context.classes:
+        message = f"{len(wanted)} weights for {context.classes} classes; give one for each, in the data's order"
+        raise LossError("class_weights", message)
+    return torch.tensor(wanted)
 
 
 class LabelLossConfig(BaseLossConfig):

@@ -110,6 +110,9 @@ class MultiHeadGraph(Term):
         self.attention = nn.ModuleList(Attention(a, b, config.heads) for a, b in pairwise(taught))
         self.register_buffer("missed", torch.zeros(()))  # saved: a resumed stage goes on reporting it
 
+    def comparisons(self, batch_size: int) -> int:
+        return len(self.layers) * batch_size**2
+
     def forward(self, batch: Batch) -> Tensor:
         both = zip(self.connectors, self.layers, strict=True)
         maps = [connect(as_map(batch.student[ours])) for connect, (ours, _) in both]

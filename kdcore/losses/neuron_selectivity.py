@@ -75,13 +75,17 @@ class NeuronSelectivityConfig(LayersLossConfig):
     def build(self, context: Context) -> Term:
         pairs = self.pairs(context, "map")
         check_places(context.student, self.shapes_of_teacher(context), pairs, "student_layers")
-        return NeuronSelectivity(self, pairs)
+        teacher = self.shapes_of_teacher(context)
+        return NeuronSelectivity(self, pairs, sum(context.student[s][0] * teacher[t][0] for s, t in pairs))
 
 
 class NeuronSelectivity(Term):
-    def __init__(self, config: NeuronSelectivityConfig, pairs: Pairs) -> None:
+    def __init__(self, config: NeuronSelectivityConfig, pairs: Pairs, channels: int) -> None:
         super().__init__()
-        self.config, self.layers = config, pairs
+        self.config, self.layers, self.channels = config, pairs, channels
+
+    def comparisons(self, batch_size: int) -> int:
+        return batch_size * self.channels
 
     def forward(self, batch: Batch) -> Tensor:
         taught = self.config.taught(batch)

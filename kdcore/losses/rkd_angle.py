@@ -83,6 +83,8 @@ class RKDAngleConfig(EmbeddingLossConfig):
         "Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068, section 3.2.2"
     )
 
+    together: ClassVar[int] = 3
+
     type: Literal["rkd_angle"] = "rkd_angle"
     weight: float = Field(default=50.0, ge=0, le=1e6)
     """Multiplier of this term in the sum."""

@@ -56,6 +56,9 @@ class SimilarityPreserving(Term):
         super().__init__()
         self.config, self.layers = config, [pair]
 
+    def comparisons(self, batch_size: int) -> int:
+        return batch_size**2
+
     def forward(self, batch: Batch) -> Tensor:
         ((ours, theirs),) = self.layers
         return similarity_preserving(batch.student[ours], self.config.taught(batch)[theirs])

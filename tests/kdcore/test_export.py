@@ -253,6 +253,11 @@ def test_the_summary_does_not_claim_what_chance_explains(done: Done) -> None:
     assert "chance may explain it" in summary(result)
     result["gain"]["interval"] = [0.005, 0.03]
     assert "chance" not in summary(result)
-    result["gain"] = result["baseline"] = None
+    over = {"mean": 0.013, "std": 0.004, "interval": [0.009, 0.017]}
+    result["repeats"] = {"score": "accuracy", "each": [{}, {}, {}], "gain": over}
+    text = summary(result)
+    assert "by +1.30 ± 0.40 points over 3 repeats" in text
+    assert "95% interval of the mean +0.90 to +1.70)" in text
+    result["gain"] = result["baseline"] = result["repeats"] = None
     assert "labels alone" not in summary(result)
     assert "student alone" not in table(result)

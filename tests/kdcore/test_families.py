@@ -1,5 +1,6 @@
 """The families of networks: published sizes, named views, exports, and what each cannot read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from kdcore.models import (
     BaseModelConfig,
     GRUConfig,
     LSTMConfig,
+    MobileNetV2Config,
     ModelError,
     ResNetConfig,
+    ShuffleNetConfig,
     TextCNNConfig,
     TextTransformerConfig,
+    TorchvisionConfig,
+    VGGConfig,
     ViTConfig,
     WideResNetConfig,
 )
@@ -30,7 +35,12 @@ ON_PICTURES = [
     ResNetConfig(depth=8),
     ResNetConfig(form="imagenet", depth=18),
     WideResNetConfig(depth=10, dropout=0.3),
+    VGGConfig(depth=8),
+    MobileNetV2Config(width=0.25, dropout=0.2),
+    ShuffleNetConfig(version=1),
+    ShuffleNetConfig(width=0.5),
     ViTConfig(width=16, layers=2, mlp=32, dropout=0.1),
+    TorchvisionConfig(name="mobilenet_v3_small"),
 ]
 ON_TEXTS = [
     LSTMConfig(hidden=8, layers=2, bidirectional=True),
@@ -60,7 +70,18 @@ def build(config: BaseModelConfig, facts: DataFacts) -> Any:
         (WideResNetConfig(depth=40, width=2), (3, 32, 32), 100, 2_255_156),
         (WideResNetConfig(depth=16, width=2), (3, 32, 32), 100, 703_284),
         (WideResNetConfig(depth=40, width=1), (3, 32, 32), 100, 569_780),
+        (VGGConfig(depth=8), (3, 32, 32), 100, 3_965_028),
+        (VGGConfig(depth=13), (3, 32, 32), 100, 9_462_180),
+        (MobileNetV2Config(width=0.5), (3, 32, 32), 100, 812_836),
+        (ShuffleNetConfig(version=1), (3, 32, 32), 100, 949_258),
+        (ShuffleNetConfig(), (3, 32, 32), 100, 1_355_528),
         # torchvision's tables: ImageNet
+        (MobileNetV2Config(form="imagenet"), (3, 224, 224), 1000, 3_504_872),
+        (ShuffleNetConfig(form="imagenet", width=0.5), (3, 224, 224), 1000, 1_366_792),
+        (ShuffleNetConfig(form="imagenet"), (3, 224, 224), 1000, 2_278_604),
+        (ShuffleNetConfig(form="imagenet", width=2.0), (3, 224, 224), 1000, 7_393_996),
+        (TorchvisionConfig(name="vgg16_bn"), (3, 224, 224), 1000, 138_365_992),
+        (TorchvisionConfig(name="efficientnet_b0"), (3, 224, 224), 1000, 5_288_548),
         (ResNetConfig(form="imagenet", depth=18), (3, 224, 224), 1000, 11_689_512),
         (ResNetConfig(form="imagenet", depth=34), (3, 224, 224), 1000, 21_797_672),
         (ResNetConfig(form="imagenet", depth=50), (3, 224, 224), 1000, 25_557_032),
@@ -151,6 +172,16 @@ def test_every_parameter_gets_a_gradient(config: BaseModelConfig, facts: DataFac
         (ResNetConfig(form="imagenet", depth=18, width=2), PICTURE, "width"),
         (WideResNetConfig(depth=18), PICTURE, "depth"),
         (WideResNetConfig(), TEXT, "type"),
+        (VGGConfig(), TEXT, "type"),
+        (MobileNetV2Config(), SEQUENCE, "type"),
+        (MobileNetV2Config(form="imagenet"), replace(PICTURE, input_shape=(3, 24, 24)), "type"),
+        (ShuffleNetConfig(version=1, width=2.0), PICTURE, "width"),
+        (TorchvisionConfig(name="resnet19"), PICTURE, "name"),
+        (TorchvisionConfig(name="regnet_x_400mf"), PICTURE, "name"),
+        (TorchvisionConfig(name="inception_v3"), PICTURE, "name"),
+        (TorchvisionConfig(name="vit_b_16"), replace(PICTURE, input_shape=(3, 32, 48)), "name"),
+        (TorchvisionConfig(), replace(PICTURE, input_shape=(1, 32, 32)), "type"),
+        (TorchvisionConfig(), TEXT, "type"),
         (ViTConfig(patch=5), PICTURE, "patch"),
         (ViTConfig(width=130), PICTURE, "heads"),
         (ViTConfig(), TEXT, "type"),

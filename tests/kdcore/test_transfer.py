@@ -31,6 +31,25 @@ def test_a_share_of_each_class_keeps_its_labels() -> None:
     assert torch.equal(choose_samples(TransferConfig(labelled=0.1), labels, CLASSES)[1], seen)
 
 
+def test_a_share_of_the_labels_is_wrong_and_the_same_every_time() -> None:
+    labels = torch.arange(3_000) % 3
+    chosen, seen = choose_samples(TransferConfig(label_noise=0.3), labels, CLASSES)
+    assert len(chosen) == 3_000
+    wrong = seen != labels
+    assert int(wrong.sum()) == 900
+    assert torch.bincount((seen - labels)[wrong] % 3, minlength=3)[1:].min() > 400  # either other class as likely
+    assert torch.equal(choose_samples(TransferConfig(label_noise=0.3), labels, CLASSES)[1], seen)
+    some = choose_samples(TransferConfig(label_noise=0.3, labelled=0.5), labels, CLASSES)[1]
+    assert torch.equal(some[some != UNLABELLED], seen[some != UNLABELLED])
+
+
+def test_teachers_see_the_right_labels(light: Any) -> None:
+    clean, _ = light(BASE)
+    noisy, _ = light(BASE | {"transfer": {"label_noise": 0.5}, "stages": [{"epochs": 8}]})
+    assert noisy["digests"]["teacher-1"] == clean["digests"]["teacher-1"]
+    assert noisy["digests"]["student"] != clean["digests"]["student"]
+
+
 def test_cross_entropy_of_the_labels_that_are_seen() -> None:
     logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     some = torch.where(torch.arange(10) < 4, LABELS, UNLABELLED)
