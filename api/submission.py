@@ -121,8 +121,12 @@ def _fault(session: Session, owner: str, spec: JobSpec, teacher: TeacherConfig, 
         return f"this version cannot read the spec of {job_id}: {error}"
     if theirs.data.type != spec.data.type:
         return f"{job_id} was trained on {theirs.data.type}, this spec is about {spec.data.type}"
+    if not theirs.teachers:
+        return f"{job_id} had no teacher"
     if theirs.teachers[0].model != teacher.model:
         return f"the teacher of {job_id} has another model; copy `teachers[0].model` from its spec"
+    if theirs.teachers[0].view != teacher.view:
+        return f"the teacher of {job_id} reads another view; copy `teachers[0].view` from its spec"
     if all(artifact.name != "teacher-1.safetensors" for artifact in list_artifacts(session, job_id)):
         return f"{job_id} no longer has its artifact teacher-1.safetensors"
     return None

@@ -15,12 +15,11 @@ On {samples} test samples, used once, after everything was chosen on the validat
 {table}
 
 {explained}Latency is that of one sample through onnxruntime on one thread of `{cpu}`.
-{gain}
+{faster}{gain}
 ## What it is
 
 - Data: `{data}` ({data_digest}), classes: {classes}.
-{teachers}
-- Student: `{student}`.
+{teachers}- Student: `{student}`.
 - Input: {input}. Output: {output}, (batch, {count}).
 - Spec `{spec_digest}`, seed {seed}. `model.json` says the rest, `result.json` holds every number.
 
@@ -100,11 +99,12 @@ def model_card(result: Mapping[str, Any], model: Mapping[str, Any], code: str | 
         table=_table(result),
         cpu=result["choices"]["cpu"],
         explained=_explained(result),
+        faster=_faster(result["speedup"]),
         gain=_gain(result["gain"]),
         data=made["data"]["type"],
         data_digest=made["data_digest"],
         classes=", ".join(model["classes"]),
-        teachers="\n".join(map(_teacher, made["teachers"])),
+        teachers="".join(map(_teacher, made["teachers"])),
         student=_config(model["architecture"]),
         input=_input(model),
         output=OUTPUTS[model["task"]],
@@ -201,6 +201,9 @@ def _table(result: Mapping[str, Any]) -> str:
         if key in result["student"]
     ]
     rows.append(("latency p50, ms", [f"{result[model]['latency_ms']['p50']:.3f}" for _, model in columns]))
+    rows.append(
+        ("samples a second, in batches of 64", [f"{result[of]['samples_per_second']:,.0f}" for _, of in columns])
+    )
     lines = [f"| | {' | '.join(title for title, _ in columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows)])
 
@@ -227,8 +230,17 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
     )
 
 
+def _faster(speedup: Mapping[str, Any] | None) -> str:
+    if speedup is None:
+        return ""
+    return (
+        f"The student is {speedup['latency']:.1f} times as fast as the teacher with one sample, and"
+        f" {speedup['throughput']:.1f} times with many.\n"
+    )
+
+
 def _teacher(teacher: Mapping[str, Any]) -> str:
-    return f"- Teacher: `{_config(teacher['model'])}`{_origin(teacher['weights'])}."
+    return f"- Teacher: `{_config(teacher['model'])}`{_origin(teacher['weights'])}.\n"
 
 
 def _origin(weights: Mapping[str, Any] | None) -> str:

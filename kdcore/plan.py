@@ -37,7 +37,8 @@ class Plan(Config):
 
     teachers: list[ModelPlan]
     student: ModelPlan
-    compression: Compression
+    compression: Compression | None
+    """None without a teacher."""
     stages: list[StagePlan]
     """In the order in which they run."""
     total_steps: int
@@ -85,16 +86,12 @@ def make_plan(spec: JobSpec) -> Plan:
 def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> Plan:
     stages = list_stages(spec)
     planned = [_stage(stage, spec, facts, teachers, student) for stage in stages]
-    first, small = teachers[0].plan, student.plan
+    first, small = teachers[0].plan if teachers else None, student.plan
     memory = plan_memory(stages, facts, teachers, student)
     return Plan(
         teachers=[teacher.plan for teacher in teachers],
         student=small,
-        compression=Compression(
-            parameters=first.parameters / small.parameters,
-            flops=first.flops / small.flops,
-            bytes=first.bytes / small.bytes,
-        ),
+        compression=_compression(first, small) if first is not None else None,
         stages=planned,
         total_steps=sum(stage.steps for stage in planned),
         training_flops=sum(
@@ -103,6 +100,14 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
         ),
         memory=memory,
         warnings=warnings(spec, first, small, memory, planned),
+    )
+
+
+def _compression(teacher: ModelPlan, student: ModelPlan) -> Compression:
+    return Compression(
+        parameters=teacher.parameters / student.parameters,
+        flops=teacher.flops / student.flops,
+        bytes=teacher.bytes / student.bytes,
     )
 
 

@@ -11,11 +11,11 @@ MOST_COMPARISONS = 2**25
 
 
 def warnings(
-    spec: JobSpec, teacher: ModelPlan, student: ModelPlan, memory: MemoryPlan, stages: Sequence[StagePlan]
+    spec: JobSpec, teacher: ModelPlan | None, student: ModelPlan, memory: MemoryPlan, stages: Sequence[StagePlan]
 ) -> list[str]:
     """Sentences about a valid spec that whoever wrote it should read."""
     found = []
-    if student.parameters >= teacher.parameters:
+    if teacher is not None and student.parameters >= teacher.parameters:
         found.append(
             f"the student ({student.parameters:,} parameters) is not smaller than the teacher ({teacher.parameters:,})"
         )

@@ -45,7 +45,7 @@ def build_result(
 
     plan = make_plan(job.spec)
     names = [teacher_name(index) for index in range(len(plan.teachers))]
-    teacher_logits = logits[names[0]]
+    teacher_logits = logits[names[0]] if names else None
     teachers = [
         {**measure(name), **_size(size), **speeds[name]} for name, size in zip(names, plan.teachers, strict=True)
     ]
@@ -64,20 +64,29 @@ def build_result(
     result: dict[str, Any] = {
         "task": task.name,
         "score": task.main,
-        "teacher": teachers[0],
+        "teacher": teachers[0] if teachers else None,
         "teachers": teachers,
         "baseline": baseline,
         "student": student,
         "gain": difference,
         "robustness": {name: robust[name] for name in (*names, "baseline", "student") if name in robust} or None,
         "repeats": over_repeats(task, repeats) if len(repeats) > 1 else None,
-        "compression": plan.compression.model_dump(mode="json"),
+        "compression": plan.compression.model_dump(mode="json") if plan.compression is not None else None,
+        "speedup": _speedup(teachers[0], student) if teachers else None,
         "test_samples": len(labels),
         "validation": job.state.selected,
         "seconds": job.state.seconds,
         "choices": job.choices.model_dump(mode="json"),
     }
     return {"summary": summary(result), **result}
+
+
+def _speedup(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float]:
+    """How many times faster the student is than the first teacher: with one sample, and with batches of 64."""
+    return {
+        "latency": teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"],
+        "throughput": student["samples_per_second"] / teacher["samples_per_second"],
+    }
 
 
 def _names(repeat: int) -> dict[str, str]:
@@ -97,8 +106,10 @@ def over_repeats(task: Task, repeats: list[dict[str, float]]) -> dict[str, Any]:
     return found
 
 
-def _likeness(task: Task, logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
-    """How much a student is like its teacher."""
+def _likeness(task: Task, logits: Tensor, teacher_logits: Tensor | None) -> dict[str, float]:
+    """How much a student is like its teacher, where it has one."""
+    if teacher_logits is None:
+        return {}
     return {name: score(logits, teacher_logits) for name, score in task.likeness.items()}
 
 
@@ -109,15 +120,17 @@ def _size(plan: ModelPlan) -> dict[str, Any]:
 def summary(result: Mapping[str, Any]) -> str:
     """One sentence, or two: what was kept, at what size, and whether distilling was worth it."""
     teacher, student, score = result["teacher"], result["student"], result["score"]
-    fewer = _fewer(teacher["parameters"], student["parameters"])
-    both = f"{student[score]:.4f} of {teacher[score]:.4f}"
-    if score in LEAST:
-        text = (
-            f"The student's {TITLES[score]} is {student[score]:.4f}, the teacher's {teacher[score]:.4f}, with {fewer}."
-        )
+    own = f"The student's {TITLES[score]} is {student[score]:.4f}"
+    if teacher is None:
+        text = f"{own}, with {student['parameters']:,} parameters."
+    elif score in LEAST:
+        text = f"{own}, the teacher's {teacher[score]:.4f}, with {_fewer(teacher, student)}."
     else:
         kept = student[score] / teacher[score] if teacher[score] else 1.0
-        text = f"The student keeps {kept:.1%} of the teacher's {TITLES[score]} ({both}) with {fewer}."
+        both = f"{student[score]:.4f} of {teacher[score]:.4f}"
+        text = (
+            f"The student keeps {kept:.1%} of the teacher's {TITLES[score]} ({both}) with {_fewer(teacher, student)}."
+        )
     found = result["gain"]
     if found is None:
         return text
@@ -160,10 +173,11 @@ def _gained(found: Mapping[str, Any]) -> str:
     )
 
 
-def _fewer(teacher: int, student: int) -> str:
-    if student >= teacher:
-        return f"{student:,} parameters against its {teacher:,}"
-    return f"{teacher / student:.1f} times fewer parameters ({student:,} of {teacher:,})"
+def _fewer(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    large, small = teacher["parameters"], student["parameters"]
+    if small >= large:
+        return f"{small:,} parameters against its {large:,}"
+    return f"{large / small:.1f} times fewer parameters ({small:,} of {large:,})"
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -187,7 +187,8 @@ class JobSpec(Config):
 
     spec_version: Literal[2] = SPEC_VERSION
     data: DataConfig
-    teachers: list[TeacherConfig] = Field(min_length=1, max_length=16)
+    teachers: list[TeacherConfig] = Field(max_length=16)
+    """May be empty where every loss brings what the student learns from: peers, or the student's own deeper layers."""
     student: StudentConfig
     transfer: TransferConfig = TransferConfig()
     stages: list[StageConfig] = Field(default_factory=lambda: [StageConfig()], min_length=1, max_length=100)

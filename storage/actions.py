@@ -1,12 +1,12 @@
 """What users ask of their jobs: cancel, pause, resume, retry, delete."""
 
-from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy import CompoundSelect, delete, or_, select, union_all, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
 from storage.errors import ConflictError, NotFoundError
 from storage.lifecycle import LIVE, TERMINAL, Status, insert_event, move
-from storage.tables import TEACHER_JOB, Job
+from storage.tables import TEACHER_JOBS, Job
 
 
 def request(session: Session, job_id: str, owner: str, action: str) -> None:
@@ -97,11 +97,13 @@ def remove(session: Session, job_id: str, owner: str) -> None:
         raise NotFoundError(f"there is no job {job_id}")
     if status not in TERMINAL:
         raise ConflictError(f"a {status} job cannot be deleted; cancel it first")
-    if session.scalar(needed_teachers().where(job_id == TEACHER_JOB).limit(1)) is not None:
+    learning = select(Job.id).where(Job.status.in_(LIVE), or_(*(job_id == teacher for teacher in TEACHER_JOBS)))
+    if session.scalar(learning.limit(1)) is not None:
         raise ConflictError("a job that has not ended is to learn from this job's teacher; wait for it or cancel it")
     session.execute(delete(Job).where(Job.id == job_id))
 
 
-def needed_teachers() -> Select[tuple[str]]:
+def needed_teachers() -> CompoundSelect[tuple[str]]:
     """The jobs whose teacher a job that has not ended is to be distilled from."""
-    return select(TEACHER_JOB).where(TEACHER_JOB.is_not(None), Job.status.in_(LIVE))
+    live = (select(each).where(each.is_not(None), Job.status.in_(LIVE)) for each in TEACHER_JOBS)
+    return union_all(*live)

@@ -98,8 +98,9 @@ class Job(Base):
     )
 
 
-TEACHER_JOB = Job.spec[("teachers", 0, "weights", "job")].as_string()
-"""Which job a job has its teacher from; NULL for most."""
+MOST_TEACHERS = 16
+TEACHER_JOBS = [Job.spec[("teachers", place, "weights", "job")].as_string() for place in range(MOST_TEACHERS)]
+"""Which job a job has each of its teachers from; NULL for most."""
 SPEC_VERSION = Job.spec["spec_version"].as_integer()
 """Of a job's spec."""
 

@@ -191,7 +191,10 @@ def few_files() -> None:
 
 @pytest.fixture
 def served(tmp_path: Path, open_settings: OpenSettings) -> Iterator[tuple[psutil.Process, httpx.Client, Settings]]:
-    """`distillery api` as a process of its own over PostgreSQL and Redis; who does not read is cut off after 8 s."""
+    """`distillery api` as a process of its own over PostgreSQL and Redis; who does not read is cut off after 20 s.
+
+    So long, because a busy machine needs a while until all readers are there at the same time.
+    """
     with open_settings("deployed", tmp_path) as opened:
         port = free_port()
         settings = opened.model_copy(update={"port": port, "min_free_bytes": 0, "poll_seconds": 0.05})
@@ -200,7 +203,7 @@ def served(tmp_path: Path, open_settings: OpenSettings) -> Iterator[tuple[psutil
         }  # fmt: skip
         with (tmp_path / "log").open("wb") as log:
             server = subprocess.Popen(
-                [sys.executable, "-c", CODE.format(stall=8)], env=os.environ | variables, stderr=log, stdout=log,
+                [sys.executable, "-c", CODE.format(stall=20)], env=os.environ | variables, stderr=log, stdout=log,
                 preexec_fn=few_files,
             )  # fmt: skip
         try:

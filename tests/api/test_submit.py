@@ -256,6 +256,12 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     assert "teacher" in said(client.delete(f"/jobs/{job_id}"), 409, "conflict")["detail"]
     assert "trained on digits" in refusal(job_id, data={"type": "mnist"})
     assert "another model" in refusal(job_id, teachers=[teacher | {"model": {"type": "mlp", "hidden": [33]}}])
+    smaller = {"view": {"type": "resize", "size": 4}}
+    assert "another view" in refusal(job_id, teachers=[teacher | smaller])
+    peers = [{"losses": [{"type": "mutual", "peer": SPEC["student"]["model"]}]}]
+    alone = submit(client, teachers=[], stages=peers)["id"]
+    api.succeed(api.claim(alone), {"student.onnx": b"x"})
+    assert "had no teacher" in refusal(alone)
     with api.client(next(owners)) as stranger:
         theirs = submit(stranger)["id"]
         api.succeed(api.claim(theirs), {"teacher-1.safetensors": b"weights"})

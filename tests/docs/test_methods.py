@@ -68,7 +68,11 @@ def test_each_example_plans(path: Path) -> None:
 def test_it_has_an_example(kind: str, name: str, config: type[Config], specs: dict[str, JobSpec]) -> None:
     used = {
         "Losses": {loss.type for spec in specs.values() for stage in spec.stages for loss in stage.losses},
-        "Models": {model.type for spec in specs.values() for model in (spec.student.model, spec.teachers[0].model)},
+        "Models": {
+            model.type
+            for spec in specs.values()
+            for model in (spec.student.model, *(teacher.model for teacher in spec.teachers))
+        },
         "Data": {spec.data.type for spec in specs.values()},
     }
     assert name in used[kind], f"no examples/*.yaml uses {name}"

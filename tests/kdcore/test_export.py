@@ -153,9 +153,16 @@ def test_the_result_document(done: Done) -> None:
         values = result[name]
         assert 0 < values["accuracy"] <= 1
         assert values["latency_ms"]["p50"] <= values["latency_ms"]["p95"]
-        assert values["samples_per_second"] > 0
+        assert values["batch_latency_ms"]["p50"] <= values["batch_latency_ms"]["p95"]
+        assert values["samples_per_second"] == pytest.approx(64e3 / values["batch_latency_ms"]["p50"])
+        assert values["single_samples_per_second"] == pytest.approx(1e3 / values["latency_ms"]["p50"])
         assert sum(map(sum, values["confusion_matrix"])) == result["test_samples"] == 360
         assert ("agreement" in values) == (name != "teacher")
+    teacher, student = result["teacher"], result["student"]
+    assert result["speedup"] == {
+        "latency": teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"],
+        "throughput": student["samples_per_second"] / teacher["samples_per_second"],
+    }
     assert result["gain"]["accuracy"] == pytest.approx(result["student"]["accuracy"] - result["baseline"]["accuracy"])
     weights = load_file(done.folder / "student.safetensors")
     learned = [tensor for name, tensor in weights.items() if not name.endswith(("mean", "var", "tracked"))]

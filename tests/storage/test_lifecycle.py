@@ -6,10 +6,12 @@ import time
 import pytest
 from sqlalchemy import select
 
+from kdcore.spec import JobSpec
 from storage import actions, queries
 from storage.database import Database, now
 from storage.errors import ConflictError, NotFoundError
 from storage.lifecycle import TERMINAL, TRANSITIONS, Status, add_event, move
+from storage.tables import MOST_TEACHERS
 
 STATUSES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 CHANGES = {  # change: (from, to), written down a second time on purpose
@@ -129,14 +131,19 @@ def test_delete_takes_terminal_jobs_with_all_that_is_theirs(jobs, database):
             assert jobs.get(job_id).status == status
 
 
-def test_a_teacher_that_another_job_waits_for_cannot_be_deleted(jobs, database):
+@pytest.mark.parametrize("before", [0, 1, 15])
+def test_a_teacher_that_another_job_waits_for_cannot_be_deleted(jobs, database, before):
     teacher = jobs.put("succeeded")
-    student = jobs.submit(teachers=[{"weights": {"job": teacher}}])
+    student = jobs.submit(teachers=[{"weights": None}] * before + [{"weights": {"job": teacher}}])
     with pytest.raises(ConflictError, match="to learn from this job's teacher"), database.write() as session:
         actions.remove(session, teacher, "alice")
     jobs.ask(student, "cancel")
     with database.write() as session:
         actions.remove(session, teacher, "alice")
+
+
+def test_no_spec_has_more_teachers_than_are_looked_at():
+    assert JobSpec.model_json_schema()["properties"]["teachers"]["maxItems"] == MOST_TEACHERS
 
 
 def test_one_of_many_deletes_finds_the_job(jobs, database, at_once):

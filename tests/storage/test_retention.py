@@ -145,9 +145,10 @@ def test_artifacts_stay_until_their_days_are_over(disk):
 
 
 @pytest.mark.parametrize("values", [{"keep_artifacts_days": 1.0}, {"disk_quota_bytes": 1}])
-def test_a_teacher_that_another_job_waits_for_stays(disk, jobs, values):
+@pytest.mark.parametrize("before", [0, 1, 15])
+def test_a_teacher_that_another_job_waits_for_stays(disk, jobs, values, before):
     teacher, path = disk.succeed(b"teacher", age=OLD)
-    student = jobs.submit(teachers=[{"weights": {"job": teacher}}])
+    student = jobs.submit(teachers=[{"weights": None}] * before + [{"weights": {"job": teacher}}])
     jobs.submit(teachers=[{"weights": None}])
     jobs.submit(teachers=[{"weights": {"file": "a.safetensors"}}])
     assert run(disk, **values).artifacts == 0
