@@ -87,7 +87,7 @@ def _plan(spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs
     stages = list_stages(spec)
     planned = [_stage(stage, spec, facts, teachers, student) for stage in stages]
     first, small = teachers[0].plan if teachers else None, student.plan
-    memory = plan_memory(stages, facts, teachers, student)
+    memory = plan_memory(stages, planned, facts, teachers, student)
     return Plan(
         teachers=[teacher.plan for teacher in teachers],
         student=small,
@@ -141,6 +141,7 @@ def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs
             layers=list(term.layers),
             comparisons=term.comparisons(stage.train.batch_size),
             parameters=sum(parameter.numel() for parameter in term.parameters()),
+            buffers=sum(buffer.numel() * buffer.element_size() for buffer in term.buffers()),
         )
         for loss, term in zip(stage.losses, terms, strict=True)
     ]

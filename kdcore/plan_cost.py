@@ -26,6 +26,9 @@ TEACHER_COPIES, STUDENT_COPIES = 4, 6
 """At one time, at most: the best epoch, the one that replaces it, and two for what a check for NaN writes; of the
 student also the baseline's weights and those that one stage hands to the next."""
 
+RIVAL_COPIES = 2
+"""Numbers that Adam keeps for each parameter."""
+
 
 class LayerPlan(Config):
     """A view of a model."""
@@ -55,7 +58,7 @@ class MemoryPlan(Config):
     """
 
     weights: int
-    """Teachers and student."""
+    """Teachers and student, and what the losses of a stage have of their own: regressors, peers, banks."""
     copies: int
     """Of the best epoch, its successor and finished models, and what checking them for NaN takes; on a GPU these
     are in the host's memory."""
@@ -82,6 +85,8 @@ class TermPlan(Config):
     """Pairs or triples, of samples or of channels, that it compares in a step; 0 where they are few."""
     parameters: int = 0
     """That train with the student, and are no part of what is exported."""
+    buffers: int = 0
+    """Bytes that it keeps beside them, such as a bank of embeddings."""
 
 
 class StagePlan(Config):
@@ -202,17 +207,27 @@ def sample_flops(stage: Stage, teachers: Sequence[ModelPlan], student: ModelPlan
     return 3 * trained.flops + sum(teachers[index].flops for index in stage.teachers(len(teachers)))
 
 
-def plan_memory(stages: Sequence[Stage], facts: DataFacts, teachers: Sequence[Costs], student: Costs) -> MemoryPlan:
+def plan_memory(
+    stages: Sequence[Stage],
+    planned: Sequence[StagePlan],
+    facts: DataFacts,
+    teachers: Sequence[Costs],
+    student: Costs,
+) -> MemoryPlan:
     """The largest of each kind over all stages."""
     large = sum(teacher.plan.bytes + teacher.buffers for teacher in teachers)
     small = student.plan.bytes + student.buffers
-    weights, copies = large + small, TEACHER_COPIES * large + STUDENT_COPIES * small
+    learned = [FLOAT * sum(term.parameters for term in stage.losses) for stage in planned]
+    kept = [sum(term.buffers for term in stage.losses) for stage in planned]
+    own = max(map(sum, zip(learned, kept, strict=True)), default=0)
+    weights, copies = large + small + own, TEACHER_COPIES * large + STUDENT_COPIES * small
     evaluated = min(BATCH, max(facts.validation, facts.test))
     evaluation = max(model.activations for model in (*teachers, student)) * evaluated
     optimizer, activations, most = 0, evaluation, 0
-    for stage in stages:
+    for stage, extra in zip(stages, learned, strict=True):
         trained = teachers[stage.index] if stage.role == "teacher" else student
-        optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)))
+        rivals = extra * (1 + RIVAL_COPIES)  # some of it may have an Adam of its own
+        optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)) + rivals)
         read = stage.teachers(len(teachers))
         per_sample = trained.activations + sum(teachers[index].activations for index in read)
         most = max(most, per_sample)

@@ -62,7 +62,7 @@ class MutualConfig(BaseLossConfig, Temperature):
             message = f"the peer has {self.peer.classes} classes, the data has {context.classes}; leave `classes` out"
             raise LossError("peer", message)
         try:
-            return Mutual(self, self.peer.build(context.input_shape, context.classes))
+            return Mutual(self, self.peer.build(context.input_shape, context.classes, context.vocabulary))
         except ModelError as error:
             raise LossError("peer", f"{error.field}: {error}") from error
 

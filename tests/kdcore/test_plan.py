@@ -1,5 +1,6 @@
 """The plan: counts by hand, torch's own FLOP counter, every error that shapes can show, and its speed."""
 
+import math
 import os
 import subprocess
 import sys
@@ -112,6 +113,23 @@ def test_memory_by_hand() -> None:
     sgd = {"optimizer": {"type": "sgd", "momentum": 0.0}}
     lean = plan(teachers=[{"model": {"type": "mlp", "hidden": [32]}, "train": sgd}], stages=[sgd])
     assert lean.memory.optimizer == 4 * 2410
+
+
+def test_memory_counts_what_a_loss_has_of_its_own() -> None:
+    bank = [{"type": "cross_entropy"}, {"type": "contrastive", "width": 16}]
+    before, after = plan(), plan(stages=[{"losses": bank}])
+    (_, term) = after.stages[-1].losses
+    layers = (
+        {layer.name: math.prod(layer.shape) for layer in after.student.layers},
+        {layer.name: math.prod(layer.shape) for layer in after.teachers[0].layers},
+    )
+    ((ours, theirs),) = term.layers
+    assert term.parameters == (layers[0][ours] + 1 + layers[1][theirs] + 1) * 16
+    assert term.buffers == 1293 * (2 * 16 * 4 + 8) + 2 * 4  # two banks, each sample's class, two scales
+    assert after.memory.weights - before.memory.weights == 4 * term.parameters + term.buffers
+    large = plan(stages=[{"losses": [bank[0], {"type": "contrastive", "width": 1000}]}])
+    learned = large.stages[-1].losses[1].parameters
+    assert large.memory.optimizer == 3 * 4 * (610 + learned)
 
 
 def test_a_larger_batch_needs_more_memory() -> None:

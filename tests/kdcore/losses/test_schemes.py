@@ -399,3 +399,17 @@ def test_a_plan_knows_that_a_peer_and_inner_heads_teach(tiny: dict[str, Any]) ->
     for losses, warned in [((MUTUAL,), False), ((HEADS,), False), ((), True), (({**MUTUAL, "weight": 0.0},), True)]:
         warnings = make_plan(parse_spec(document(tiny, *losses))).warnings
         assert any("no stage learns from the teacher" in warning for warning in warnings) == warned
+
+
+def test_a_peer_may_read_words() -> None:
+    peer = {"type": "text_cnn", "embedding": 4, "channels": 4, "sizes": [3]}
+    spec = parse_spec(
+        {
+            "data": {"type": "ag_news", "vocabulary": 50, "length": 8},
+            "teachers": [],
+            "student": {"model": peer},
+            "stages": [{"losses": [{"type": "cross_entropy"}, {"type": "mutual", "peer": peer}]}],
+        }
+    )
+    plan = make_plan(spec)
+    assert plan.stages[-1].losses[1].parameters == plan.student.parameters
