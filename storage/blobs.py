@@ -5,8 +5,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from storage.errors import BlobError
@@ -74,18 +73,45 @@ class BlobStore:
             for path in folder.iterdir():
                 yield f"sha256:{path.name}", path
 
-    def discard(self, path: Path, *, older_than_seconds: float) -> int:
-        """Delete a file of the store if it is that old; the bytes that came free."""
-        with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
+    @contextlib.contextmanager
+    def keeping(self, blobs: Iterable[tuple[str, int]]) -> Iterator[None]:
+        """The time in which rows that name these blobs, by digest and size, are committed: none is deleted meanwhile.
+
+        Raises:
+            BlobError: one is not there; a sweep may have found it old, and it must be put again.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            for digest, size in blobs:
+                self.path(digest, size)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """The time in which rows are read and what none names is deleted; false where somebody else is at it."""
+        if not self.root.is_dir():
+            yield False
+            return
+        try:
+            with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                yield True
+        except BlockingIOError:
+            yield False
+
+    def discard(self, path: Path, *, before: float) -> int:
+        """Delete a file of the store that was written before then, by the files' clock; the bytes that came free.
+
+        To be called in the time that is `alone`: a put may make the file young.
+        """
+        with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-            if time.time() - status.st_mtime >= older_than_seconds:
+            if status.st_mtime <= before:
                 path.unlink()
                 return status.st_size
         return 0
 
     @contextlib.contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        """Keeps a put from making a file young between a sweep's look at it and its deletion."""
+        """Shared among those who put and publish, for one sweep alone."""
         with (self.root / ".lock").open("a") as file:
             fcntl.flock(file, kind)
             yield

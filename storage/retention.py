@@ -3,9 +3,8 @@
 import contextlib
 import os
 import shutil
-import time
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from storage import workers
 from storage.actions import needed_teachers
 from storage.blobs import BlobStore
 from storage.database import Database, now
-from storage.files import is_folder
+from storage.files import file_clock, is_folder
 from storage.lifecycle import TERMINAL, Status
 from storage.settings import DRAINING, Settings
 from storage.tables import Artifact, Checkpoint, Job
@@ -49,8 +48,10 @@ def sweep(database: Database, settings: Settings) -> Swept:
         done.artifacts = _expire(database, Artifact, giving[Artifact], settings.keep_artifacts_days)
     if settings.disk_quota_bytes is not None:
         _enforce_quota(database, giving, settings.disk_quota_bytes, done)
-    done.bytes = _sweep_blobs(database, settings) + _sweep_folders(database, settings)
-    _sweep_flags(database, settings)
+    if settings.home.is_dir():
+        before = file_clock(settings.home) - settings.sweep_grace_seconds
+        done.bytes = _sweep_blobs(database, settings, before) + _sweep_folders(database, settings, before)
+        _sweep_flags(database, settings, before)
     return done
 
 
@@ -119,19 +120,23 @@ def _oldest(session: Session, table: Table, ended: Select[Any]) -> list[tuple[st
     return [(job_id, bytes.get(job_id, 0)) for job_id in jobs]
 
 
-def _sweep_blobs(database: Database, settings: Settings) -> int:
-    store = BlobStore(settings.blobs)
-    freed = sum(store.discard(path, older_than_seconds=settings.sweep_grace_seconds) for path in store.temporary())
-    blobs = store.all()
-    while found := dict(islice(blobs, AT_ONCE)):  # listed before the rows are read: what is put later is left alone
-        with database.read() as session:
-            named = set(session.scalars(select(Artifact.digest).where(Artifact.digest.in_(found)).distinct()))
-        for digest in found.keys() - named:
-            freed += store.discard(found[digest], older_than_seconds=settings.sweep_grace_seconds)
+def _sweep_blobs(database: Database, settings: Settings, before: float) -> int:
+    """What no row names, and was put before then. Nobody puts or publishes while rows are read and files deleted."""
+    store, freed = BlobStore(settings.blobs), 0
+    blobs = chain(((path, None) for path in store.temporary()), ((path, digest) for digest, path in store.all()))
+    old = ((path, digest) for path, digest in blobs if _is_old(path, before))
+    while found := dict(islice(old, AT_ONCE)):
+        with store.alone() as alone:
+            if not alone:
+                break
+            digests = [digest for digest in found.values() if digest is not None]
+            with database.read() as session:
+                named = set(session.scalars(select(Artifact.digest).where(Artifact.digest.in_(digests)).distinct()))
+            freed += sum(store.discard(path, before=before) for path, digest in found.items() if digest not in named)
     return freed
 
 
-def _sweep_folders(database: Database, settings: Settings) -> int:
+def _sweep_folders(database: Database, settings: Settings, before: float) -> int:
     """Folders of deleted jobs whole; of ended attempts, the files that no row names.
 
     A running or coming attempt's folder is left alone: its files come before their rows.
@@ -145,42 +150,45 @@ def _sweep_folders(database: Database, settings: Settings) -> int:
             named = set(session.scalars(select(Checkpoint.path).where(Checkpoint.job_id.in_(some))))
         for folder in [folder for name in some if is_folder(folder := settings.jobs / name)]:
             if folder.name not in ended:
-                freed += _remove_folder(folder, settings)
+                freed += _remove_folder(folder, before)
                 continue
             for number in range(1, ended[folder.name] + 1):
                 attempt = folder / f"attempt-{number}"
                 for path in attempt.rglob("*") if is_folder(attempt) else ():
                     if path.name != LOG and str(path.relative_to(settings.home)) not in named:
-                        freed += _remove_file(path, settings)
+                        freed += _remove_file(path, before)
     return freed
 
 
-def _sweep_flags(database: Database, settings: Settings) -> None:
+def _sweep_flags(database: Database, settings: Settings, before: float) -> None:
     """What workers left that were killed while they drained."""
     with database.read() as session:
         there = {worker.id for worker in workers.present(session, settings.lease_seconds)}
     for flag in settings.drain_flags.glob(f"*{DRAINING}"):
         if flag.name.removesuffix(DRAINING) not in there:
-            _remove_file(flag, settings)
+            _remove_file(flag, before)
 
 
-def _remove_folder(folder: Path, settings: Settings) -> int:
+def _remove_folder(folder: Path, before: float) -> int:
     with contextlib.suppress(FileNotFoundError):  # another sweep may be at it
-        if not _is_young(folder, settings):
+        if _is_old(folder, before):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
             return size
     return 0
 
 
-def _remove_file(path: Path, settings: Settings) -> int:
+def _remove_file(path: Path, before: float) -> int:
     with contextlib.suppress(FileNotFoundError):
-        if path.is_file() and not _is_young(path, settings):
+        if path.is_file() and _is_old(path, before):
             size = path.stat().st_size
             path.unlink()
             return size
     return 0
 
 
-def _is_young(path: Path, settings: Settings) -> bool:
-    return time.time() - path.stat().st_mtime < settings.sweep_grace_seconds
+def _is_old(path: Path, before: float) -> bool:
+    """Whether it was last written before then, by the files' clock; what is gone is not."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat().st_mtime <= before
+    return False

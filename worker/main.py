@@ -17,6 +17,7 @@ from storage.workers import WorkerCard
 from worker.device import NoDeviceError, detect
 from worker.identity import drain_flag, introduce
 from worker.keeper import Keeper
+from worker.pool import OneChildPool
 
 EXIT_SCHEMA = 3
 """Exit status where starting again would not help: the database's schema is not this version's."""
@@ -67,6 +68,7 @@ def _make_worker(settings: Settings, card: WorkerCard) -> Any:
     return app.Worker(
         hostname=f"{card.id}@{card.hostname}",
         queues=[queue_name(settings, device) for device in devices],
+        pool=OneChildPool,
         loglevel="WARNING",  # of what billiard prints itself; everything else is configured already
         without_gossip=True,
         without_mingle=True,

@@ -7,7 +7,8 @@ from contextlib import ExitStack, suppress
 import psutil
 
 from tests.faults.fault import BOTH, Fault, Inject, add, fault
-from tests.faults.scene import Injection, Scene, Victim, send, wake
+from tests.faults.scene import IDLE, SPRING_SECONDS, Injection, Scene, Victim, send, wake
+from tests.faults.service import WorkerTree, worker_tree
 
 GROUP = "processes"
 
@@ -30,6 +31,18 @@ for name, number, needs in (
     ("Celery's child terminated", signal.SIGTERM, "child"),
 ):
     add(Fault(name, GROUP, BOTH, _signal(number, needs)))
+
+
+@fault("Celery's idle child killed", GROUP)
+def idle_child_killed(scene: Scene) -> Injection | None:
+    """It holds what an idle child holds: the next one must get it."""
+
+    def idle() -> WorkerTree | None:
+        trees = [worker_tree(row.pid) for row in scene.rows(IDLE)]
+        return next((tree for tree in trees if tree is not None and tree.child is not None), None)
+
+    tree = scene.wait_for(idle, SPRING_SECONDS)
+    return scene.done() if tree is not None and send(tree.child, signal.SIGKILL) else None
 
 
 DRAINED_SECONDS = 10.0

@@ -205,7 +205,7 @@ class Checker:
     def _belongs(self, path: Path) -> bool:
         """What may be there beside what rows name: the database, locks, the broker, and the logs of jobs that are."""
         top = path.parts[0]
-        if top.startswith(("distillery.db", "serve.json")) or top in ("broker", "prometheus"):
+        if top.startswith(("distillery.db", "serve.json")) or top in ("broker", "prometheus", ".clock"):
             return True
         if top == "blobs":
             return path.name == ".lock"

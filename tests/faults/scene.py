@@ -36,6 +36,8 @@ RUNNING = text("""
     WHERE jobs.status = 'running' AND jobs.lease_expires_at IS NOT NULL
 """)
 
+IDLE = text("SELECT pid FROM workers WHERE status = 'idle'")
+
 
 @dataclass(frozen=True)
 class Injection:

@@ -4,11 +4,9 @@ import hashlib
 import os
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from storage import blobs
 from storage.blobs import BlobStore
 from storage.errors import BlobError
 
@@ -93,10 +91,10 @@ def test_a_reader_never_sees_half_a_file(store, tmp_path, at_once):
 def test_only_old_files_are_discarded(store, tmp_path):
     digest, size = store.put(source(tmp_path, b"abc"))
     path = store.path(digest, size)
-    assert store.discard(path, older_than_seconds=60) == 0
+    assert store.discard(path, before=time.time() - 60) == 0
     os.utime(path, (time.time() - 61,) * 2)
-    assert store.discard(path, older_than_seconds=60) == 3
-    assert store.discard(path, older_than_seconds=60) == 0
+    assert store.discard(path, before=time.time() - 60) == 3
+    assert store.discard(path, before=time.time() - 60) == 0
     assert files(store) == []
 
 
@@ -104,22 +102,32 @@ def test_a_put_makes_an_old_blob_young(store, tmp_path):
     digest, size = store.put(source(tmp_path, b"abc"))
     os.utime(store.path(digest, size), (1e9, 1e9))
     store.put(source(tmp_path, b"abc"))
-    assert store.discard(store.path(digest, size), older_than_seconds=60) == 0
+    assert store.discard(store.path(digest, size), before=time.time() - 60) == 0
 
 
-def test_a_put_that_meets_a_sweep_survives_it(store, tmp_path, monkeypatch):
+def test_a_put_that_meets_a_sweep_survives_it(store, tmp_path):
     path = source(tmp_path, b"abc")
     digest, size = store.put(path)
     os.utime(store.path(digest, size), (1e9, 1e9))
     putting = threading.Thread(target=store.put, args=(path,))
-
-    def looked():
-        """The sweep has seen the old file and is about to delete it: the put comes right now."""
+    with store.alone() as alone:
+        assert alone
         putting.start()
-        putting.join(0.3)
-        return time.time()
-
-    monkeypatch.setattr(blobs, "time", SimpleNamespace(time=looked))  # of that module alone: other threads tell time
-    assert store.discard(store.path(digest, size), older_than_seconds=60) == 3
+        putting.join(0.3)  # the sweep has looked and is about to delete: the put comes right now
+        assert putting.is_alive()
+        assert store.discard(store.path(digest, size), before=time.time() - 60) == 3
     putting.join(10)
     assert store.path(digest, size).read_bytes() == b"abc"
+
+
+def test_a_sweep_comes_neither_while_something_is_published_nor_beside_another(store, tmp_path):
+    named = [store.put(source(tmp_path, content)) for content in (b"a", b"bc")]
+    with store.keeping(named), store.keeping(named[:1]), store.alone() as alone:
+        assert not alone
+    with store.alone() as first, store.alone() as second:
+        assert (first, second) == (True, False)
+    store.path(*named[1]).unlink()
+    with pytest.raises(BlobError, match="missing"), store.keeping(named):
+        raise AssertionError("published what is not there")
+    with store.alone() as alone:
+        assert alone, "the lock was not given back"

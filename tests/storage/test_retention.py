@@ -37,13 +37,14 @@ class Disk:
             )
         return self.write(relative, size)
 
-    def put(self, content):
+    def put(self, content, *, young=False):
         source = self.settings.home / "source"
         source.parent.mkdir(exist_ok=True)
         source.write_bytes(content)
         digest, size = self.store.put(source)
         path = self.store.path(digest, size)
-        os.utime(path, (1e9, 1e9))
+        if not young:
+            os.utime(path, (1e9, 1e9))
         return records.NewArtifact("student.onnx", digest, size, "application/octet-stream"), path
 
     def succeed(self, content, *, age=0.0, fence=None):
@@ -112,6 +113,21 @@ def test_a_young_file_is_left_alone(disk, jobs):
     run(disk, sweep_grace_seconds=0.0)
     assert not young.exists()
     assert not folder.parent.parent.exists()
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_host_whose_clock_is_off_deletes_nothing_that_is_young(disk, jobs, monkeypatch, hours):
+    """What was put a moment ago is yet to be published; what is old is old by the files' own clock."""
+    real = time.time
+    fence = jobs.running()
+    jobs.end(fence, "failed")
+    _, young = disk.put(b"young", young=True)
+    _, old = disk.put(b"old")
+    half = disk.write("blobs/.0123.tmp", 9, young=True)
+    log = disk.write("jobs/job_gone/attempt-1/log.txt", young=True)
+    monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
+    run(disk)
+    assert [young.exists(), half.exists(), log.exists(), old.exists()] == [True, True, True, False]
 
 
 def test_folders_of_deleted_jobs_go_whole(disk, jobs):
