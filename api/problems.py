@@ -148,7 +148,9 @@ def internal_problem(request: Request) -> Response:
 
 def stopping_problem(request: Request) -> Response:
     """To a request that is not answered when the server ends."""
-    detail = "this server is stopping; nothing was lost, send the request again"
+    detail = "this server is stopping; send the request again"
+    if request.method not in ("GET", "HEAD") and "Idempotency-Key" not in request.headers:
+        detail = "this server is stopping; the request may have been carried out: look before you send it again"
     return problem(request, 503, "stopping", detail, headers={"Retry-After": "1"})
 
 

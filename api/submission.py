@@ -121,6 +121,8 @@ def _fault(session: Session, owner: str, spec: JobSpec, teacher: TeacherConfig, 
         return f"this version cannot read the spec of {job_id}: {error}"
     if theirs.data.type != spec.data.type:
         return f"{job_id} was trained on {theirs.data.type}, this spec is about {spec.data.type}"
+    if theirs.data.facts().classes != spec.data.facts().classes:
+        return f"{job_id} was trained on other classes, or on these in another order; name the data as its spec does"
     if not theirs.teachers:
         return f"{job_id} had no teacher"
     if theirs.teachers[0].model != teacher.model:

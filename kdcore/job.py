@@ -216,8 +216,10 @@ class Job:
         chosen = torch.tensor([name in named for name in self.data.facts.classes])
         logits = self.predict(student.to(self.device), "validation", self.student_reader)
         best["values"]["offset"] = best_offset(logits, self.validation_labels, chosen)
+        bias = student.output_bias()
+        assert bias is not None, "the plan has seen that there is one"
         with torch.no_grad():
-            student.output_bias()[chosen.to(self.device)] += best["values"]["offset"]
+            bias[chosen.to(self.device)] += best["values"]["offset"]
         return copy_weights(student)
 
     def conclude(self, stage: Stage, weights: Weights) -> None:

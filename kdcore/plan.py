@@ -16,6 +16,8 @@ from kdcore.stages import Stage, list_stages
 from kdcore.tasks import TASKS
 from kdcore.transfer import expected_samples, transfer_errors
 
+MOST_PEERS = 16
+"""In a spec: each is a network that the plan has to build."""
 MOST_BYTES = 2**31 - 2**24
 """Of a model's weights: an ONNX file, by which every model is timed and the student exported, is below 2 GiB."""
 
@@ -56,9 +58,9 @@ def make_plan(spec: JobSpec) -> Plan:
     Raises:
         SpecError: every error that was found, each with its place in the spec.
     """
-    errors: Errors = []
+    errors = _too_many_peers(spec)
     facts = _facts(spec, errors)
-    if facts is None:
+    if facts is None or errors:
         raise SpecError(errors)
     teachers = [_model(teacher, facts, ("teachers", index), errors) for index, teacher in enumerate(spec.teachers)]
     student = _model(spec.student, facts, ("student",), errors)
@@ -74,6 +76,9 @@ def make_plan(spec: JobSpec) -> Plan:
         errors.append((("evaluate", "robustness"), "it is measured of classifiers of pictures; leave it out"))
     errors += [(("transfer", *loc), message) for loc, message in transfer_errors(spec.transfer, facts)]
     _check_labels(spec, facts, errors)
+    if spec.student.offset_classes and student is not None and student.network.output_bias() is None:
+        message = "nothing is added last to the logits of this model, so that it can have no offset; use another model"
+        errors.append((("student", "offset_classes"), message))
     for index, stage in enumerate(spec.stages):
         _check_training(stage, facts, ("stages", index), errors)
         _check_losses(stage, ("stages", index), student, teachers, facts, errors)
@@ -190,6 +195,16 @@ def _model(owner: TeacherConfig | StudentConfig, facts: DataFacts, place: Loc, e
         weights = f"{costs.plan.parameters:,} parameters ({costs.plan.bytes / 2**30:,.1f} GiB)"
         errors.append((loc, f"{weights} are more than an ONNX file can hold (2 GiB); use fewer or narrower layers"))
     return costs
+
+
+def _too_many_peers(spec: JobSpec) -> Errors:
+    peers = [
+        ("stages", number, "losses", index, "peer")
+        for number, stage in enumerate(spec.stages)
+        for index, loss in enumerate(stage.losses)
+        if loss.type == "mutual"
+    ]
+    return [(loc, f"a job may have {MOST_PEERS} peers in all its stages") for loc in peers[MOST_PEERS:]]
 
 
 def _check_labels(spec: JobSpec, facts: DataFacts, errors: Errors) -> None:

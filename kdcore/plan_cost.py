@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -16,7 +16,7 @@ from kdcore.config import Config
 from kdcore.data import DataFacts
 from kdcore.evaluate import BATCH
 from kdcore.inputs import example_inputs
-from kdcore.models import ModelConfig
+from kdcore.models import ModelConfig, Network
 from kdcore.optim import OptimizerConfig, SGDConfig
 from kdcore.stages import Stage
 
@@ -120,7 +120,7 @@ class Costs:
     plan: ModelPlan
     shapes: dict[str, tuple[int, ...]]
     facts: DataFacts
-    network: nn.Module
+    network: Network
     buffers: int
     activations: int
 
@@ -150,7 +150,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             out = func(*args, **kwargs)
             flops, written = _cost(func, args, kwargs, out)
-            if in_place or all(result.alias_info is None for result in func._schema.returns):  # no view of another
+            same = in_place and _signature(args[0]) == key[1][0]
+            if same or all(result.alias_info is None for result in func._schema.returns):  # no view of another
                 self._known[key] = flops, written, out
         self.flops += flops
         self.written += written

@@ -13,7 +13,7 @@ from celery.concurrency.prefork import TaskPool
 
 
 class FreedPool(Pool):  # type: ignore[misc]
-    """Before a child is started where none is left, both locks are free: nobody but a child ever takes them."""
+    """Before a child is started where none is left, both locks are free: the parent takes them only at its end."""
 
     def _create_worker_process(self, i: int) -> Any:
         if not self._pool:

@@ -14,7 +14,11 @@ from pydantic import Field, StringConstraints
 from kdcore.data.base import BaseDataConfig, Count, DataError, DataFacts, Dataset, Split, assemble, split_facts
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+"""Whatever the ending says: Pillow knows others, and hands PostScript to a program."""
 FolderName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\\\x00.][^/\\\x00]*$")]
+MORE = 1.1
+"""Times as many pictures as the spec says may be there: the plan is an estimate from above by more than that."""
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 """Pillow's, for a picture of so many pixels that it is taken for an attack."""
 COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,8 +29,9 @@ class ImageFolderConfig(BaseDataConfig):
     """Pictures of your own, in `<folder>/train/<class>/…` and `<folder>/test/<class>/…` of the data directory.
 
     Each is turned as its camera says, made so small that its shorter side is `size`, and cut to the square in its
-    middle. Read once into memory, 3 bytes a pixel. Normalised with ImageNet's mean and deviation, as published weights
-    want it. The plan, which reads no file, counts with `train_pictures` and `test_pictures`.
+    middle. Read once into memory, 3 bytes a pixel, which may take an hour at most. Normalised with ImageNet's mean and
+    deviation, as published weights want it. The plan, which reads no file, counts with `train_pictures` and
+    `test_pictures`.
     """
 
     title: ClassVar[str] = "Pictures in folders"
@@ -62,31 +67,51 @@ class ImageFolderConfig(BaseDataConfig):
         return split_facts(self, known, known.train)
 
     def load(self, root: Path, *, download: bool) -> Dataset:
-        training, test = (self._read(root / self.folder / part) for part in ("train", "test"))
-        return assemble(self, self.facts(), training, test, scale=255.0)
+        training = self._read(root, "train", self.train_pictures)
+        return assemble(self, self.facts(), training, self._read(root, "test", self.test_pictures), scale=255.0)
 
-    def _read(self, folder: Path) -> Split:
-        pictures, labels = [], []
+    def _read(self, root: Path, part: str, planned: int) -> Split:
+        """The pictures of a split, counted before any is read: the plan's memory is for so many."""
+        found: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
-            found = list(_files(folder / name))
-            if not found:
-                raise DataError(f"{folder / name} holds no picture ({', '.join(ENDINGS)}); put the class's there")
-            pictures += [self._picture(path) for path in found]
-            labels += [label] * len(found)
-        return Split(torch.stack(pictures), torch.tensor(labels))
+            folder = root / self.folder / part / name
+            _refuse_links(root, folder)
+            pictures = list(_files(folder))
+            if not pictures:
+                raise DataError(f"{folder} holds no picture ({', '.join(ENDINGS)}); put the class's there")
+            found += [(path, label) for path in pictures]
+        if len(found) > planned * MORE:
+            message = f"{root / self.folder / part} holds {len(found)} pictures, {part}_pictures says {planned}"
+            raise DataError(f"{message}; correct it, so that the plan is right", f"{part}_pictures")
+        channels = self.facts().input_shape[0]
+        inputs = torch.empty(len(found), channels, self.size, self.size, dtype=torch.uint8)
+        for place, (path, _) in enumerate(found):
+            inputs[place] = self._picture(path)
+        return Split(inputs, torch.tensor([label for _, label in found]))
 
     def _picture(self, path: Path) -> torch.Tensor:
         """(C, size, size) uint8."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as opened:
+                with Image.open(path, formats=FORMATS) as opened:
+                    if opened.mode.startswith(("I", "F")):  # converted they would be cut off at 255
+                        raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode}); save it with 8")
                     turned = ImageOps.exif_transpose(opened).convert("L" if self.grey else "RGB")
                     fitted = ImageOps.fit(turned, (self.size, self.size), Image.Resampling.BILINEAR)
         except (OSError, ValueError, SyntaxError, *BOMBS) as error:
             raise DataError(f"{path} is no picture that can be read ({error}); mend it or take it away") from error
         pixels = np.array(fitted)  # (H, W) or (H, W, 3)
         return torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
+
+
+def _refuse_links(root: Path, folder: Path) -> None:
+    """Raise `DataError` if a folder on the way from the data directory is a link."""
+    for place in [folder, *folder.parents]:
+        if place == root:
+            return
+        if place.is_symlink():
+            raise DataError(f"{place} is a link, and links are not followed; put the folder itself there")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -99,8 +124,6 @@ def _files(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"{folder} cannot be read ({error}); each class has a folder there") from error
 
-    if folder.is_symlink():
-        raise DataError(f"{folder} is a link, and links are not followed; put the folder itself there")
     for place, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
         for name in sorted(names):

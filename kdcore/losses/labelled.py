@@ -4,13 +4,17 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from kdcore.data.base import TaskName
 from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, logits_width
 
-ClassWeights = Literal["balanced"] | Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000)]
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"], Tag("balanced")]
+    | Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000), Tag("each")],
+    Discriminator(lambda value: "balanced" if isinstance(value, str) else "each"),
+]
 
 
 def class_weights(wanted: ClassWeights | None, context: Context) -> Tensor | None:

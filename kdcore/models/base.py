@@ -34,8 +34,8 @@ class Network(nn.Module):
         """The view that the logits are made from, and what makes them in evaluation; None: they are of no view."""
         return None
 
-    def output_bias(self) -> nn.Parameter:
-        """(C,) of the layer that gives the logits, which must have one."""
+    def output_bias(self) -> nn.Parameter | None:
+        """(C,) that is added to the logits last of all; None where there is no such thing."""
         heads = [module for module in self.modules() if isinstance(module, nn.Linear)]
         bias = heads[-1].bias
         assert isinstance(bias, nn.Parameter)

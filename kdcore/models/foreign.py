@@ -17,10 +17,11 @@ SKIPPED = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 LAST_CHANNELS = "swin"
 """Networks of this name have their maps as (B, H, W, C), but for the first convolution's."""
 WITHOUT: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
+    "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
 }
-"""Their helpers' outputs, which no loss here reads."""
+"""Their helpers' outputs, which no loss here reads. Inputs are normalised as ImageNet's are; these two, with their
+published weights, turn that into what they were trained on."""
 
 
 class TorchvisionConfig(BaseModelConfig):
@@ -114,8 +115,9 @@ class Foreign(Network):
         head = self._head()[1]
         return (POOLED, head) if isinstance(head, nn.Linear) else None
 
-    def output_bias(self) -> nn.Parameter:
-        return cast(nn.Parameter, self._head()[1].bias)
+    def output_bias(self) -> nn.Parameter | None:
+        head = self._head()[1]
+        return cast(nn.Parameter | None, head.bias) if isinstance(head, nn.Linear) else None
 
     def views(self, inputs: Tensor) -> dict[str, Tensor]:
         found: dict[str, tuple[Tensor, int]] = {}

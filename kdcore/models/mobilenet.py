@@ -18,7 +18,8 @@ class MobileNetV2Config(BaseModelConfig):
     """Inverted residual blocks: 1x1 to six times the channels, a 3x3 convolution of each channel alone, 1x1 back.
 
     `form: imagenet`: as published, 5 times halved. `form: cifar`: the second stage keeps the size, and every block
-    begins with a 1x1 convolution; with `width: 0.5` the MobileNetV2 of the usual comparisons on CIFAR-100.
+    begins with a 1x1 convolution, and activations have no upper bound; with `width: 0.5` the MobileNetV2 of the usual
+    comparisons on CIFAR-100.
     Views: `stem`, `stage_1` to `stage_7` (without an activation, the blocks end linearly), `last`, `pooled`, `logits`.
     """
 
@@ -54,19 +55,20 @@ class MobileNetV2(Network):
     def __init__(self, config: MobileNetV2Config, channels: int, classes: int) -> None:
         super().__init__()
         small = config.form == "cifar"
+        activation = nn.ReLU if small else nn.ReLU6
         before = config.channels(32)
-        self.stem = nn.Sequential(conv3x3(channels, before, 2), nn.BatchNorm2d(before), nn.ReLU6())
+        self.stem = nn.Sequential(conv3x3(channels, before, 2), nn.BatchNorm2d(before), activation())
         stages = []
         for number, (expansion, count, blocks, stride) in enumerate(STAGES):
             width, first = config.channels(count), 1 if small and number == 1 else stride
             layers = []
             for place in range(blocks):
-                layers.append(Inverted(before, width, 1 if place else first, expansion, always=small))
+                layers.append(Inverted(before, width, 1 if place else first, expansion, small=small))
                 before = width
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
         last = config.channels(LAST) if config.width > 1 else LAST
-        self.last = nn.Sequential(conv1x1(before, last), nn.BatchNorm2d(last), nn.ReLU6())
+        self.last = nn.Sequential(conv1x1(before, last), nn.BatchNorm2d(last), activation())
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(last, classes))
         initialise(self)
 
@@ -85,16 +87,17 @@ class MobileNetV2(Network):
 class Inverted(nn.Module):
     """Expand, convolve each channel, project; added to what came in where the shape allows."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, *, always: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, *, small: bool) -> None:
         super().__init__()
         inside = inputs * expansion
         self.keeps = stride == 1 and inputs == outputs
-        widen = [conv1x1(inputs, inside), nn.BatchNorm2d(inside), nn.ReLU6()] if always or expansion > 1 else []
+        activation = nn.ReLU if small else nn.ReLU6
+        widen = [conv1x1(inputs, inside), nn.BatchNorm2d(inside), activation()] if small or expansion > 1 else []
         self.main = nn.Sequential(
             *widen,
             conv3x3(inside, inside, stride, groups=inside),
             nn.BatchNorm2d(inside),
-            nn.ReLU6(),
+            activation(),
             conv1x1(inside, outputs),
             nn.BatchNorm2d(outputs),
         )

@@ -256,6 +256,11 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     assert "teacher" in said(client.delete(f"/jobs/{job_id}"), 409, "conflict")["detail"]
     assert "trained on digits" in refusal(job_id, data={"type": "mnist"})
     assert "another model" in refusal(job_id, teachers=[teacher | {"model": {"type": "mlp", "hidden": [33]}}])
+    pictures = {"type": "image_folder", "folder": "mine", "classes": ["a", "b"], "size": 8}
+    pictures |= {"train_pictures": 100, "test_pictures": 20}
+    of_pictures = submit(client, data=pictures)["id"]
+    api.succeed(api.claim(of_pictures), {"teacher-1.safetensors": b"weights"})
+    assert "in another order" in refusal(of_pictures, data=pictures | {"classes": ["b", "a"]})
     smaller = {"view": {"type": "resize", "size": 4}}
     assert "another view" in refusal(job_id, teachers=[teacher | smaller])
     peers = [{"losses": [{"type": "mutual", "peer": SPEC["student"]["model"]}]}]

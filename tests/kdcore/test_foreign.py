@@ -10,6 +10,8 @@ from torchvision import models
 from kdcore import export
 from kdcore.errors import TrainingError
 from kdcore.models import Network, TorchvisionConfig
+from kdcore.plan import make_plan
+from kdcore.spec import SpecError, parse_spec
 from kdcore.teacher import load_weights
 
 
@@ -67,7 +69,20 @@ def test_weights_have_torchvisions_names_in_files(tmp_path: Path) -> None:
         load_weights(tmp_path / "other.safetensors", network)
 
 
-def test_a_network_without_a_linear_layer_has_its_bias() -> None:
-    network = build("squeezenet1_1")
-    assert network.classifier() is None
-    assert network.output_bias().shape == (5,)
+def test_a_network_that_adds_nothing_last_has_no_bias_and_no_offset() -> None:
+    """squeezenet takes a mean after its last convolution, and maxvit's last layer has no bias."""
+    assert build("squeezenet1_1").classifier() is None
+    assert build("squeezenet1_1").output_bias() is None
+    assert build("resnet18").output_bias().shape == (5,)
+    student = {"model": {"type": "torchvision", "name": "squeezenet1_1"}, "offset_classes": ["cat"]}
+    with pytest.raises(SpecError) as caught:
+        make_plan(
+            parse_spec({"data": {"type": "cifar10"}, "teachers": [{"model": {"type": "vgg"}}], "student": student})
+        )
+    assert caught.value.errors[0][0] == ("student", "offset_classes")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_inputs_are_turned_into_what_the_published_weights_want(name: str) -> None:
+    """torchvision sets it with its weights; without it they would read other numbers than they were trained on."""
+    assert build(name, size=96).network.transform_input

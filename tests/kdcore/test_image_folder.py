@@ -94,6 +94,35 @@ def test_links_are_not_followed(root: Path, tmp_path_factory: pytest.TempPathFac
     (root / "mine/train/blue").symlink_to(outside)
     with pytest.raises(DataError, match="is a link"):
         config(classes=["red", "blue"]).load(root, download=False)
+    (root / "other").symlink_to(root / "mine")
+    with pytest.raises(DataError, match=r"/other is a link"):
+        config(folder="other").load(root, download=False)
+    (root / "mine/train").rename(root / "training")
+    (root / "mine/train").symlink_to(root / "training")
+    with pytest.raises(DataError, match=r"mine/train is a link"):
+        config().load(root, download=False)
+
+
+def test_no_other_format_is_opened_whatever_its_ending(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to a program."""
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (root / "mine/test/red/1.png").write_bytes(script)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given: pytest.fail("a program was started"))
+    with pytest.raises(DataError, match=r"1.png is no picture that can be read"):
+        config(test_pictures=3).load(root, download=False)
+
+
+def test_sixteen_bits_are_not_cut_off(root: Path) -> None:
+    Image.new("I;16", (8, 8), 4000).save(root / "mine/test/red/1.png")
+    with pytest.raises(DataError, match=r"1.png .*more than 8 bits"):
+        config(test_pictures=3).load(root, download=False)
+
+
+def test_more_pictures_than_were_planned_are_refused_before_any_is_read(root: Path) -> None:
+    (root / "mine/train/red/1.bmp").write_bytes(b"never looked at")
+    with pytest.raises(DataError, match=r"holds 8 pictures, train_pictures says 7") as caught:
+        config(train_pictures=7).load(root, download=False)
+    assert caught.value.field == "train_pictures"
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc", "a\\b", ""])

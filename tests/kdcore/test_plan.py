@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcore.config import MAX_ERRORS, SpecError
-from kdcore.models import CNNConfig, MLPConfig
+from kdcore.models import CNNConfig, MLPConfig, MobileNetV2Config, ResNetConfig, TorchvisionConfig
 from kdcore.plan import Plan, make_plan
 from kdcore.spec import parse_spec
 from kdcore.stages import list_stages
@@ -144,19 +144,43 @@ def test_a_larger_batch_needs_more_memory() -> None:
         CNNConfig(channels=[64, 128], kernel_size=5, hidden=[1024]),
         CNNConfig(channels=[8, 8, 8], pool="avg", batch_norm=True, activation="gelu"),
         CNNConfig(channels=[4], pool="none", hidden=[]),
+        ResNetConfig(depth=20),
+        MobileNetV2Config(),
+        TorchvisionConfig(name="densenet121"),
+        TorchvisionConfig(name="efficientnet_b0"),
     ],
+    ids=lambda config: getattr(config, "name", config.type),
 )
-def test_counts_are_those_of_the_real_model(config: MLPConfig | CNNConfig) -> None:
+def test_counts_are_those_of_the_real_model(config: Any) -> None:
     planned = plan(data={"type": "cifar10"}, student={"model": config.model_dump(mode="json")}).student
     network = config.build((3, 32, 32), 10).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         views = network.views(torch.zeros(1, 3, 32, 32))
+    assert [layer.name for layer in planned.layers] == list(views)
     assert planned.flops == counter.get_total_flops()
     assert planned.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert [(layer.name, tuple(layer.shape)) for layer in planned.layers] == [
         (name, tuple(view.shape[1:])) for name, view in views.items()
     ]
+
+
+def test_a_recurrent_network_s_counts_are_those_of_each_place() -> None:
+    """Its operations repeat at every place: each is worked out once and counted as often as it is there."""
+    student = {"model": {"type": "lstm", "embedding": 8, "hidden": 16}}
+    found = [
+        plan(data={"type": "sst2", "vocabulary": 100, "length": length}, teachers=[student], student=student).student
+        for length in (8, 32)
+    ]
+    place = 2 * (8 + 16) * 4 * 16
+    assert found[1].flops - found[0].flops == 24 * place
+
+
+def test_peers_are_few_enough_to_be_planned() -> None:
+    peers = [{"type": "mutual", "peer": {"type": "mlp", "hidden": [4]}}] * 9
+    stages = [{"losses": peers}] * 2
+    found = errors(stages=stages)
+    assert [loc for loc, _ in found] == [("stages", 1, "losses", 7, "peer"), ("stages", 1, "losses", 8, "peer")]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

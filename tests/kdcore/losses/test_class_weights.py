@@ -85,3 +85,30 @@ def test_it_trains(light: Any) -> None:
     weighted, unweighted = light(document)[0], light(plain)[0]
     assert weighted["digests"]["student"] != unweighted["digests"]["student"]
     assert weighted["digests"]["baseline"] != unweighted["digests"]["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("given", "loc", "message"),
+    [
+        ([1, -1], ("class_weights", 1), "must be above 0"),
+        ("even", ("class_weights",), "must be 'balanced'"),
+        (5, ("class_weights",), "must be a list"),
+        ({"a": 1}, ("class_weights",), "must be a list"),
+        ([1, 2], ("class_weights",), "2 weights for 10 classes"),
+    ],
+    ids=str,
+)
+def test_bad_weights_have_one_error_that_is_right(given: Any, loc: tuple[Any, ...], message: str) -> None:
+    model = {"model": {"type": "mlp"}}
+    with pytest.raises(SpecError) as caught:
+        make_plan(
+            parse_spec(
+                {
+                    "data": {"type": "digits"}, "teachers": [model], "student": model,
+                    "stages": [{"losses": [{"type": "cross_entropy", "class_weights": given}]}],
+                }
+            )
+        )  # fmt: skip
+    ((found, said),) = caught.value.errors
+    assert found == ("stages", 0, "losses", 0, *loc)
+    assert message in said
