@@ -18,12 +18,17 @@ GROUP = "time and people"
 
 @fault("a worker whose clock is an hour off", GROUP)
 def clock_off(scene: Scene) -> Injection | None:
-    """It stays so until the round is over."""
+    """It stays so until the round is over.
+
+    Embedded it is the whole service's, and ahead only: ids begin with the time, and jobs of one priority are taken in
+    their order, so that those from before a step back wait until all that came after it are done.
+    """
     name = scene.rng.choice([name for name in scene.service.members if not name.startswith("api")])
     member = scene.service.members[name]
     if member.pid is None:
         return None
-    member.variables["FAULTS_CLOCK"] = scene.rng.choice(("3600", "-3600"))
+    hours = ("3600", "-3600") if scene.form == "deployed" else ("3600",)
+    member.variables["FAULTS_CLOCK"] = scene.rng.choice(hours)
     member.process.send_signal(signal.SIGTERM)
     return scene.done()
 
