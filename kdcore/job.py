@@ -1,7 +1,8 @@
 """A job that runs: its data on the device, its state, and the networks it is about."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -23,6 +24,7 @@ from kdcore.session import Session
 from kdcore.spec import JobSpec
 from kdcore.stages import Stage
 from kdcore.state import State, Training, Weights, copy_weights, trained_parameters
+from kdcore.targets import Kept, Targets, keep, kept_bytes, views_read
 from kdcore.tasks import TASKS, Task
 from kdcore.teacher import freeze
 from kdcore.transfer import choose_samples
@@ -64,6 +66,7 @@ class Job:
     teacher_readers: list[Reader] = field(init=False)
     _teachers: dict[int, Network] = field(default_factory=dict)
     _teacher_logits: dict[int, Tensor] = field(default_factory=dict)
+    _kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         facts, spec = self.data.facts, self.spec
@@ -153,6 +156,29 @@ class Job:
         if index not in self._teacher_logits:
             self._teacher_logits[index] = self.predict(self.teacher(index), "validation", self.teacher_readers[index])
         return self._teacher_logits[index]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of forward passes."""
+        if self.choices.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def targets(self, stage: Stage, terms: nn.ModuleList) -> Targets:
+        """What the teachers say of the stage's samples; kept where these are the same in every epoch, and it fits."""
+        count = stage.index if stage.role == "teacher" else len(self.spec.teachers)
+        read = views_read(stage.losses, cast(Sequence[Term], list(terms)), count)
+        shapes = [
+            view_shapes(self.teacher(at), self.teacher_readers[at].facts) if at in read else {} for at in range(count)
+        ]
+        size = kept_bytes(read, shapes, len(self.data.train), self.choices.precision)
+        if stage.train.augment.is_on or size > self.choices.keep_bytes:
+            return Targets(read, {place: self.teacher(place) for place in read}, self.teacher_readers, {})
+        self._kept.make_room(read, size, self.choices.keep_bytes)
+        for place, names in read.items():
+            if missing := self._kept.missing(place, names):
+                reader, poll = self.teacher_readers[place], self.session.poll
+                keep(self._kept, place, missing, self.teacher(place), reader, self.data, self.autocast, poll)
+        return Targets(read, {}, self.teacher_readers, self._kept.views)
 
     def predict(self, network: Network, split: str, reader: Reader) -> Tensor:
         """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,7 +11,7 @@ from kdcore import checkpoint
 from kdcore.choices import Choices, apply, choose, usable_cores
 from kdcore.data import Dataset
 from kdcore.errors import TrainingError, data_errors, memory_errors
-from kdcore.job import Job, teacher_name
+from kdcore.job import Job, device_room, teacher_name
 from kdcore.memory import Need, room_here
 from kdcore.plan import make_plan
 from kdcore.plan_cost import sample_flops
@@ -30,7 +30,9 @@ def choose_here(spec: JobSpec, device: str | None = None) -> Choices:
     wanted = device or spec.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return choose(spec, make_plan(spec), device="cuda" if wanted == "cuda" else "cpu", cores=usable_cores())
+    here: Literal["cpu", "cuda"] = "cuda" if wanted == "cuda" else "cpu"
+    room = device_room() if here == "cuda" and torch.cuda.is_available() else room_here(spec.limits.max_memory)
+    return choose(spec, make_plan(spec), device=here, cores=usable_cores(), room=room)
 
 
 def open_job(
@@ -99,5 +101,6 @@ def _tell(job: Job, saved: Mapping[str, Any], header: Mapping[str, Any]) -> None
     state = job.state
     stage = job.stages[state.stage].name if state.stage < len(job.stages) else "evaluation"
     job.reporter.event("resumed_from_checkpoint", {"stage": stage, "epoch": state.epoch, "step": state.step})
-    if saved["choices"] != header["choices"]:
+    before = saved["choices"]  # of an earlier version perhaps, which knew fewer, or of a later one
+    if Choices.model_validate(before).model_dump(mode="json") | before != header["choices"]:
         job.reporter.event("choices_changed", {"before": saved["choices"], "now": header["choices"]})

@@ -7,12 +7,13 @@ import torch
 
 from kdcore.config import Config, Loc, SpecError
 from kdcore.data import DataError, DataFacts, ViewError
-from kdcore.losses import Context, LossError
+from kdcore.losses import Context, LossError, Term
 from kdcore.models import ModelError
 from kdcore.plan_cost import Costs, MemoryPlan, ModelPlan, StagePlan, TermPlan, model_costs, plan_memory, sample_flops
 from kdcore.plan_warnings import warnings
 from kdcore.spec import JobSpec, StageConfig, StudentConfig, TeacherConfig, TeacherTrainConfig, TrainConfig
 from kdcore.stages import Stage, list_stages
+from kdcore.targets import kept_bytes, views_read
 from kdcore.tasks import TASKS
 from kdcore.transfer import expected_samples, transfer_errors
 
@@ -123,6 +124,7 @@ def stage_samples(stage: Stage, spec: JobSpec, facts: DataFacts) -> int:
 
 def _stage(stage: Stage, spec: JobSpec, facts: DataFacts, teachers: list[Costs], student: Costs) -> StagePlan:
     samples = stage_samples(stage, spec, facts)
+    terms = _terms(stage, facts, teachers, student)
     per_epoch = math.ceil(samples / stage.train.batch_size)
     return StagePlan(
         name=stage.name,
@@ -131,25 +133,34 @@ def _stage(stage: Stage, spec: JobSpec, facts: DataFacts, teachers: list[Costs],
         steps=per_epoch * stage.train.epochs,
         samples=samples,
         batch_size=stage.train.batch_size,
-        losses=_terms(stage, facts, teachers, student),
+        losses=[
+            TermPlan(
+                type=loss.type,
+                layers=list(term.layers),
+                comparisons=term.comparisons(stage.train.batch_size),
+                parameters=sum(parameter.numel() for parameter in term.parameters()),
+                buffers=sum(buffer.numel() * buffer.element_size() for buffer in term.buffers()),
+            )
+            for loss, term in zip(stage.losses, terms, strict=True)
+        ],
+        target_bytes=_target_bytes(stage, terms, spec, facts, teachers),
     )
 
 
-def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> list[TermPlan]:
+def _target_bytes(
+    stage: Stage, terms: list[Term], spec: JobSpec, facts: DataFacts, teachers: list[Costs]
+) -> int | None:
+    read = views_read(stage.losses, terms, stage.index if stage.role == "teacher" else len(teachers))
+    if stage.train.augment.is_on or not spec.keep_targets:
+        return None if read else 0
+    return kept_bytes(read, [teacher.shapes for teacher in teachers], facts.train, spec.precision)
+
+
+def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> list[Term]:
     taught = stage.role == "teacher"
     trained, before = (teachers[stage.index], teachers[: stage.index]) if taught else (student, teachers)
     with torch.device("meta"):
-        terms = [loss.build(_context(stage.train, facts, before, trained)) for loss in stage.losses]
-    return [
-        TermPlan(
-            type=loss.type,
-            layers=list(term.layers),
-            comparisons=term.comparisons(stage.train.batch_size),
-            parameters=sum(parameter.numel() for parameter in term.parameters()),
-            buffers=sum(buffer.numel() * buffer.element_size() for buffer in term.buffers()),
-        )
-        for loss, term in zip(stage.losses, terms, strict=True)
-    ]
+        return [loss.build(_context(stage.train, facts, before, trained)) for loss in stage.losses]
 
 
 def _context(train: TrainConfig, facts: DataFacts, teachers: Sequence[Costs], trained: Costs) -> Context:

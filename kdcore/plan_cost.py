@@ -102,6 +102,9 @@ class StagePlan(Config):
     batch_size: int
     losses: list[TermPlan] = Field(default_factory=list)
     """In the spec's order; empty in plans of an earlier version."""
+    target_bytes: int | None = None
+    """What its teachers say of all training samples takes so much memory, to be kept where there is as much; none
+    where they are asked in every step: the stage augments, or `keep_targets` is off."""
 
 
 @dataclass(frozen=True)

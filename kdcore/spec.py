@@ -212,6 +212,9 @@ class JobSpec(Config):
     limits: LimitsConfig = LimitsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    keep_targets: bool = True
+    """Ask a teacher once about each sample and keep what it says, where a stage does not augment and memory allows;
+    false: ask in every step."""
 
     @model_validator(mode="before")
     @classmethod

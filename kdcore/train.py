@@ -9,8 +9,7 @@
 Nothing here knows a loss, a model or a data set by name.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -26,9 +25,8 @@ from kdcore.errors import diverged, memory_errors, single_sample_errors
 from kdcore.finish import finish
 from kdcore.inputs import unit
 from kdcore.job import Job
-from kdcore.losses import Batch, Rival, Term, Views
+from kdcore.losses import Batch, Rival, Term
 from kdcore.memory import SMALLER
-from kdcore.models import Network
 from kdcore.opening import open_job
 from kdcore.recorder import Recorder
 from kdcore.reporter import Reporter
@@ -36,7 +34,7 @@ from kdcore.seeds import again, epoch_order, generator
 from kdcore.spec import JobSpec
 from kdcore.stages import Stage
 from kdcore.state import Training, all_finite, copy_weights
-from kdcore.teacher import assert_frozen
+from kdcore.targets import Targets
 
 
 def run(
@@ -113,8 +111,9 @@ def train_stage(job: Job, stage: Stage, points: int) -> None:
         on_cuda=job.device.type == "cuda",
     )
     with job.session.stage(training, recorder):
+        targets = job.targets(stage, training.terms)
         while state.epoch < config.epochs and not out_of_patience(job, stage):
-            train_epoch(job, stage, training, recorder)
+            train_epoch(job, stage, training, targets, recorder)
             recorder.flush()
             end_epoch(job, stage, training)
         training.check(stage.name, state.step)
@@ -125,11 +124,11 @@ def train_stage(job: Job, stage: Stage, points: int) -> None:
     job.session.save()
 
 
-def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) -> None:
+def train_epoch(job: Job, stage: Stage, training: Training, targets: Targets, recorder: Recorder) -> None:
     """The updates of an epoch that are not made yet; a resume starts in its middle."""
     state, config, split = job.state, stage.train, job.data.train
     model, terms, optimizer = training.model, training.terms, training.optimizer
-    teachers, reader = job.teachers_of(stage), job.reader(stage.role, stage.index)
+    reader = job.reader(stage.role, stage.index)
     lucky: tuple[str | int, ...] = (
         job.spec.seed,
         job.family(stage),
@@ -140,12 +139,10 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
     order = samples[epoch_order(len(samples), *lucky, state.epoch).to(job.device)]
     steps_per_epoch = job.steps_per_epoch(stage)
     total_steps = config.epochs * steps_per_epoch
-    bf16 = job.choices.precision == "bf16"
 
     model.train()
     terms.train()
-    for teacher in teachers.values():
-        assert_frozen(teacher)
+    targets.check()
     for position in range(state.step - state.epoch * steps_per_epoch, steps_per_epoch):
         job.session.poll()
 
@@ -156,12 +153,12 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
             inputs = augment(inputs, config.augment, generator(job.device, *lucky, "augment", state.step))
         read = reader(inputs)
 
-        with torch.autocast(job.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with job.autocast():
             views = model.views(read)
-            targets = teacher_views(teachers, [each(inputs) for each in job.teacher_readers])
+            taught = targets.of(batch, inputs)
         views = {name: view.float() for name, view in views.items()}
         epoch = state.step / steps_per_epoch
-        seen = Batch(views, targets, labels, batch, read, epoch)
+        seen = Batch(views, taught, labels, batch, read, epoch)
         weights = [loss.weight_at(epoch) for loss in stage.losses]
         raw = [term(seen) for term in terms]
         loss: Tensor = torch.stack([weight * value for weight, value in zip(weights, raw, strict=True)]).sum()
@@ -181,15 +178,6 @@ def train_epoch(job: Job, stage: Stage, training: Training, recorder: Recorder) 
         state.step += 1
         recorder.add(state.step, config.optimizer.lr * factor, weights, values, extras(terms))
         job.session.step_done()
-
-
-@torch.no_grad()
-def teacher_views(teachers: Mapping[int, Network], inputs: Sequence[Tensor]) -> list[Views]:
-    """Each teacher's views, float32, without gradients, by its place: of what it reads of the student's samples."""
-    found: list[Views] = [{} for _ in range(max(teachers, default=-1) + 1)]
-    for index, teacher in teachers.items():
-        found[index] = {name: view.float() for name, view in teacher.views(inputs[index]).items()}
-    return found
 
 
 def rival_step(rival: Rival, seen: Batch) -> None:

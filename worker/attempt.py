@@ -10,11 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kdcore import checkpoint, train
-from kdcore.choices import Choices, choose, usable_cores
+from kdcore.choices import Choices
 from kdcore.config import SpecError
 from kdcore.data import DataError
 from kdcore.errors import TrainingError
-from kdcore.plan import make_plan
+from kdcore.opening import choose_here
 from kdcore.reporter import Interrupted
 from kdcore.spec import JobSpec, JobWeights, parse_spec
 from storage import attempts, queries, records
@@ -107,8 +107,7 @@ def _choose(ledger: Ledger, job: Job, spec: JobSpec) -> Choices:
     stored = job.choices
     if stored is None:
         device: Any = whose().device if spec.device == "auto" else spec.device
-        plan = make_plan(spec)  # not the stored one: another version of the API may have written it
-        chosen = choose(spec, plan, device=device, cores=usable_cores()).model_dump(mode="json")
+        chosen = choose_here(spec, device).model_dump(mode="json")
         stored = ledger.write(lambda session: records.store_choices(session, ledger.fence, chosen))
     return Choices.model_validate(stored)
 

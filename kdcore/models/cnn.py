@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, ModelError, Network, refuse_texts
+from kdcore.models.dropout import Dropout
 from kdcore.models.layers import ACTIVATIONS, ActivationName
 
 Channels = Annotated[int, Field(ge=1, le=8192)]
@@ -72,7 +73,7 @@ class CNN(Network):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], classes)
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.before = 1 if config.batch_norm else 0
         """The place in a block of the last layer before the activation."""
 

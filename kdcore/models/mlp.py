@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, Network, refuse_texts
+from kdcore.models.dropout import Dropout
 from kdcore.models.layers import ACTIVATIONS, ActivationName
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -41,7 +42,7 @@ class MLP(Network):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], classes)
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def classifier(self) -> tuple[str, nn.Module] | None:
         return (f"hidden_{len(self.hidden)}", self.head) if self.hidden else None

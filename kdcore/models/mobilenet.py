@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, Network, refuse_texts
+from kdcore.models.dropout import Dropout
 from kdcore.models.layers import check_picture, conv1x1, conv3x3, pooled_classifier
 from kdcore.models.resnet import initialise
 
@@ -69,7 +70,7 @@ class MobileNetV2(Network):
         self.stages = nn.ModuleList(stages)
         last = config.channels(LAST) if config.width > 1 else LAST
         self.last = nn.Sequential(conv1x1(before, last), nn.BatchNorm2d(last), activation())
-        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(last, classes))
+        self.head = nn.Sequential(Dropout(config.dropout), nn.Linear(last, classes))
         initialise(self)
 
     def classifier(self) -> tuple[str, nn.Module]:

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, Network
+from kdcore.models.dropout import Dropout
 from kdcore.models.sequences import Embedding, check_sequence, masked_mean, places_of
 
 
@@ -71,7 +72,7 @@ class Recurrent(Network):
         options: dict[str, Any] = {"batch_first": True, "bidirectional": config.bidirectional}
         sizes = [width, *[outputs] * (config.layers - 1)]
         self.layers = nn.ModuleList(CELLS[family](size, config.hidden, **options) for size in sizes)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(outputs, classes)
 
     def classifier(self) -> tuple[str, nn.Module]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, Network
+from kdcore.models.dropout import Dropout
 from kdcore.models.sequences import Embedding, check_sequence
 
 Size = Annotated[int, Field(ge=1, le=31)]
@@ -48,7 +49,7 @@ class TextCNN(Network):
         self.convolutions = nn.ModuleList(
             nn.Conv1d(width, config.channels, size, padding="same") for size in config.sizes
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.channels * len(config.sizes), classes)
 
     def classifier(self) -> tuple[str, nn.Module]:

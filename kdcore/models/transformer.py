@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, ModelError, Network, refuse_texts
+from kdcore.models.dropout import Dropout
 from kdcore.models.layers import check_picture
 from kdcore.models.sequences import Embedding, check_sequence, masked_mean, places_of
 
@@ -88,10 +89,10 @@ class Encoder(nn.Module):
         self.dense = nn.Sequential(
             nn.Linear(config.width, config.mlp),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.mlp, config.width),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, D), and where it may look: (B, 1, 1, T) bool or None -> (B, T, D)."""
@@ -114,7 +115,7 @@ class TextTransformer(Network):
         self.places = nn.Parameter(torch.empty(input_shape[0], config.width).normal_(std=0.02))
         self.layers = nn.ModuleList(Encoder(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.width, classes)
 
     def classifier(self) -> tuple[str, nn.Module]:
@@ -145,7 +146,7 @@ class ViT(Network):
         self.places = nn.Parameter(torch.empty(1, self.rows * self.columns + 1, config.width).normal_(std=0.02))
         self.layers = nn.ModuleList(Encoder(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.width, classes)
 
     def classifier(self) -> tuple[str, nn.Module]:

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.models.base import BaseModelConfig, ModelError, Network, refuse_texts
+from kdcore.models.dropout import Dropout
 from kdcore.models.layers import check_picture, conv1x1, conv3x3, pooled_classifier
 from kdcore.models.resnet import initialise
 
@@ -81,7 +82,7 @@ class PreActivation(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
         self.norm2, self.conv2 = nn.BatchNorm2d(outputs), conv3x3(outputs, outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else conv1x1(inputs, outputs, stride)
 

@@ -46,6 +46,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")  # whatever a job before has chosen for this process
 
 
 @pytest.fixture

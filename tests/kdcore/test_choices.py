@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kdcore.choices import Choices, apply, choose, cpu_name
+from kdcore import choices as module
+from kdcore.choices import Choices, apply, choose, cpu_name, is_exact
 from kdcore.plan import make_plan
 from kdcore.spec import parse_spec
 
@@ -23,10 +24,12 @@ LARGE = (
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
+    precision = torch.get_float32_matmul_precision()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     yield
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
@@ -58,7 +61,7 @@ def test_apply_sets_this_process_up() -> None:
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == chosen(TINY).products
     apply(chosen(TINY))
     assert torch.get_num_threads() == 1
 
@@ -68,3 +71,28 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with pytest.raises(RuntimeError, match="no CUDA device"):
         apply(chosen(TINY, device="cuda"))
+
+
+def test_products_that_are_less_exact_are_neither_chosen_nor_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that computes `medium` in bfloat16."""
+    assert is_exact("highest")
+    fast = chosen(TINY).model_copy(update={"products": "medium"})
+    monkeypatch.setattr(module, "LARGER_ERROR", 0.0)
+    assert not is_exact("medium")
+    assert chosen(TINY).products == "highest"
+    apply(fast)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert chosen(TINY, device="cuda").products == "highest"
+
+
+def test_looking_at_products_changes_nothing() -> None:
+    torch.set_float32_matmul_precision("high")
+    before = torch.get_rng_state()
+    is_exact("medium")
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_choices_of_an_earlier_version_are_slow_and_the_same() -> None:
+    earlier = Choices.model_validate(chosen(TINY).model_dump(exclude={"products", "masks", "keep_bytes"}))
+    assert (earlier.products, earlier.masks, earlier.keep_bytes) == ("highest", "torch", 0)

@@ -14,12 +14,12 @@ from kdcore.errors import TrainingError
 from kdcore.job import Job
 from kdcore.losses import Batch, cross_entropy
 from kdcore.losses.kd import KD
-from kdcore.models import Network
 from kdcore.opening import choose_here, open_job
 from kdcore.recorder import Recorder, term_names
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.seeds import derive, epoch_order
 from kdcore.spec import parse_spec
+from kdcore.targets import Targets
 from kdcore.teacher import assert_frozen, freeze
 
 
@@ -110,22 +110,22 @@ def test_the_teacher_is_frozen_in_every_step(light: Any, tiny: dict[str, Any], m
     tiny["baseline"] = False
     kept: list[Job] = []
     seen = 0
-    original = train.teacher_views
+    original = Targets.of
 
-    def checked(teachers: dict[int, Network], inputs: list[Tensor]) -> Any:
+    def checked(self: Targets, batch: Tensor, inputs: Tensor) -> Any:
         nonlocal seen
-        found = original(teachers, inputs)
-        for views, teacher in zip(found, teachers.values(), strict=True):
+        found = original(self, batch, inputs)
+        for views, teacher in zip(found, self.teachers.values(), strict=True):
             seen += 1
             assert_frozen(teacher)
             assert not any(view.requires_grad for view in views.values())
             fresh = kept[-1].finished("teacher-1")
-            assert torch.equal(views["logits"], fresh(inputs[0]))
+            assert torch.equal(views["logits"], fresh(self.readers[0](inputs)))
         return found
 
     opening = train.open_job
     monkeypatch.setattr(train, "open_job", lambda *a, **k: kept.append(opening(*a, **k)) or kept[-1])
-    monkeypatch.setattr(train, "teacher_views", checked)
+    monkeypatch.setattr(Targets, "of", checked)
     light(tiny)
     assert seen == 10
     state = kept[-1].teacher(0).state_dict()
@@ -140,8 +140,11 @@ def test_a_teacher_that_wakes_is_noticed(light: Any, tiny: dict[str, Any], monke
     with pytest.raises(AssertionError, match="gradients"):
         assert_frozen(model.eval().requires_grad_())
     monkeypatch.setattr("kdcore.job.freeze", lambda network: network.train())
-    with pytest.raises(AssertionError, match="train mode"):
-        light(tiny)
+    for augmented in (True, False):
+        if not augmented:
+            del tiny["stages"][0]["augment"]
+        with pytest.raises(AssertionError, match="train mode"):
+            light(tiny)
 
 
 def test_terms_with_parameters_train_with_the_student(
