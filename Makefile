@@ -13,8 +13,9 @@ demo: $(STAMP)  ## one job from start to end: make demo JOB=examples/mnist-mlp.y
 serve: $(STAMP)  ## the embedded service, until Ctrl-C
 	@exec $(BIN)/distillery serve
 
-test: $(STAMP)
-	$(BIN)/pytest
+PROCESSES ?= 2
+test: $(STAMP)  ## a file's tests stay in one of so many processes
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 ROUNDS ?= 1
 SEED ?= 1
