@@ -15,7 +15,7 @@ serve: $(STAMP)  ## the embedded service, until Ctrl-C
 
 PROCESSES ?= 2
 test: $(STAMP)  ## a file's tests stay in one of so many processes
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 ROUNDS ?= 1
 SEED ?= 1

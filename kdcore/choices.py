@@ -76,8 +76,13 @@ def choose(
         cpu=cpu_name(),
         products="medium" if device == "cpu" and is_exact("medium") else "highest",
         masks="words" if device == "cpu" else "torch",
-        keep_bytes=int(KEPT_SHARE * max(0, (room or 0) - plan.memory.total)) if spec.keep_targets else 0,
+        keep_bytes=_power_of_two(KEPT_SHARE * ((room or 0) - plan.memory.total)) if spec.keep_targets else 0,
     )
+
+
+def _power_of_two(bytes: float) -> int:
+    """The largest that is not above it, 0 below 1: the same where a few MB more or less are free."""
+    return 1 << (int(bytes).bit_length() - 1) if bytes >= 1 else 0
 
 
 def apply(choices: Choices) -> None:

@@ -151,7 +151,9 @@ def test_the_students_bytes_are_those_of_the_library_alone(
     id, _ = finished
     result = json.loads((alone / "result.json").read_text())
     job = poll(http, id, "succeeded")
-    assert job["choices"] == result["choices"]
+    room = {"keep_bytes": 0}  # as much as each process found free; both keep all that this job's teacher says
+    assert job["choices"] | room == result["choices"] | room
+    assert min(job["choices"]["keep_bytes"], result["choices"]["keep_bytes"]) > 2**20
     assert job["result"]["student"]["accuracy"] == result["student"]["accuracy"]
     for name in ("student.safetensors", "teacher-1.safetensors", "student.onnx"):
         assert download(http, id, name) == (alone / name).read_bytes(), name
