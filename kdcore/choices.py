@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from kdcore.config import Config
+from kdcore.memory import power_of_two
 from kdcore.models.dropout import Dropout
 from kdcore.plan import Plan
 from kdcore.spec import JobSpec
@@ -76,13 +77,9 @@ def choose(
         cpu=cpu_name(),
         products="medium" if device == "cpu" and is_exact("medium") else "highest",
         masks="words" if device == "cpu" else "torch",
-        keep_bytes=_power_of_two(KEPT_SHARE * ((room or 0) - plan.memory.total)) if spec.keep_targets else 0,
+        # By powers of two: the same where a few MB more or less are free.
+        keep_bytes=power_of_two(int(KEPT_SHARE * ((room or 0) - plan.memory.total))) if spec.keep_targets else 0,
     )
-
-
-def _power_of_two(bytes: float) -> int:
-    """The largest that is not above it, 0 below 1: the same where a few MB more or less are free."""
-    return 1 << (int(bytes).bit_length() - 1) if bytes >= 1 else 0
 
 
 def apply(choices: Choices) -> None:

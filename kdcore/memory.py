@@ -53,8 +53,8 @@ class Need:
             room: bytes that there are for all that is planned; None where nobody knows.
         """
         if room is None or self.per_sample == 0:
-            return f"batch_size {_power_of_two(batch_size // 2)} needs about half" if batch_size > 1 else SMALLER
-        fits = _power_of_two(min(self.largest_batch(room), batch_size // 2))
+            return f"batch_size {power_of_two(batch_size // 2)} needs about half" if batch_size > 1 else SMALLER
+        fits = power_of_two(min(self.largest_batch(room), batch_size // 2))
         if fits:
             return f"batch_size {fits} would fit"
         part, size = max(self.parts.items(), key=lambda item: item[1])
@@ -67,7 +67,7 @@ class Need:
 SMALLER = "use a smaller model, or more memory"
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The largest one that is not above it; 0 below 1."""
     return 1 << (number.bit_length() - 1) if number >= 1 else 0
 
