@@ -113,8 +113,8 @@ def serving(settings: Settings) -> Iterator[Api]:
     assert not thread.is_alive()
 
 
-def eventually(check: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until something is so."""
+def eventually(check: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until something is so; as long as a busy machine may need."""
     end = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < end, "it did not happen in time"
