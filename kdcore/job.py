@@ -170,7 +170,7 @@ class Job:
         shapes = [
             view_shapes(self.teacher(at), self.teacher_readers[at].facts) if at in read else {} for at in range(count)
         ]
-        size = kept_bytes(read, shapes, len(self.data.train), self.choices.precision)
+        size = kept_bytes(read, shapes, len(self.data.train))
         if stage.train.augment.is_on or size > self.choices.keep_bytes:
             return Targets(read, {place: self.teacher(place) for place in read}, self.teacher_readers, {})
         self._kept.make_room(read, size, self.choices.keep_bytes)

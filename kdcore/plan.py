@@ -153,7 +153,7 @@ def _target_bytes(
     read = views_read(stage.losses, terms, stage.index if stage.role == "teacher" else len(teachers))
     if stage.train.augment.is_on or not spec.keep_targets:
         return None if read else 0
-    return kept_bytes(read, [teacher.shapes for teacher in teachers], facts.train, spec.precision)
+    return kept_bytes(read, [teacher.shapes for teacher in teachers], facts.train)
 
 
 def _terms(stage: Stage, facts: DataFacts, teachers: list[Costs], student: Costs) -> list[Term]:

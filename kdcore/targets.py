@@ -19,6 +19,7 @@ from kdcore.losses import LossConfig, Shapes, Term, Views
 from kdcore.models import Network
 from kdcore.teacher import assert_frozen
 
+FLOAT = 4
 AT_ONCE = 1024
 """Samples that a teacher is asked about together when its views are kept."""
 
@@ -34,11 +35,10 @@ def views_read(losses: Sequence[LossConfig], terms: Sequence[Term], teachers: in
     return {place: sorted(names) for place, names in sorted(found.items())}
 
 
-def kept_bytes(read: Mapping[int, Sequence[str]], shapes: Sequence[Shapes], samples: int, precision: str) -> int:
-    """What keeping these views of so many samples takes."""
-    each = 2 if precision == "bf16" else 4
+def kept_bytes(read: Mapping[int, Sequence[str]], shapes: Sequence[Shapes], samples: int) -> int:
+    """What keeping these views of so many samples takes, at most: in a bf16 job autocast leaves some as float32."""
     numbers = sum(torch.Size(shapes[place][name]).numel() for place, names in read.items() for name in names)
-    return numbers * samples * each
+    return numbers * samples * FLOAT
 
 
 @dataclass
