@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CODE := api benchmarks distillery examples kdcore migrations storage tests worker
 
-.PHONY: demo serve test faults check format lock install clean
+.PHONY: demo serve test faults bench check format lock install clean
 
 demo: $(STAMP)  ## one job from start to end: make demo JOB=examples/mnist-mlp.yaml
 	@$(BIN)/python -m distillery.demo $(JOB)
@@ -22,6 +22,12 @@ SEED ?= 1
 FORM ?= deployed
 faults: $(STAMP)  ## kill, cut and fill what a service needs, and see that no job is lost: make faults ROUNDS=3 SEED=7 FORM=embedded
 	$(BIN)/python -m tests.faults --form $(FORM) --rounds $(ROUNDS) --seed $(SEED)
+
+DATA ?= data
+MEASURE := imports queries api_rate service
+bench: $(STAMP)  ## every comparison: tables here, JSON in benchmarks/results; DATA is where MNIST and CIFAR-10 lie
+	@set -e; for name in $(MEASURE); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python -m benchmarks.speed --data $(DATA)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI
 from api import housekeeping, openapi, problems
 from api.auth import authenticate
 from api.middleware import RequestMiddleware
-from api.routes import artifacts, catalog, events, health, jobs, metrics, workers
+from api.routes import artifacts, catalog, events, health, jobs, metrics, uploads, workers
 from api.service import Service, refuse_unknown_query
 from api.watch import Watcher
 from kdcore.plan import make_plan
@@ -66,8 +66,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health.router)
     keyed = [Depends(authenticate), Depends(refuse_unknown_query)]
-    for module in (jobs, events, metrics, artifacts, catalog, workers):
-        app.include_router(module.router, dependencies=keyed, responses=openapi.COMMON)
+    modules = (jobs, events, metrics, artifacts, catalog, workers)
+    for router in (*(module.router for module in modules), *uploads.routers):
+        app.include_router(router, dependencies=keyed, responses=openapi.COMMON)
     return app
 
 

@@ -1,5 +1,8 @@
 """How much memory the bodies of requests may take that are under way at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from api.problems import TooManyBodiesError
 
 BODIES_BYTES = 64 * 2**20
@@ -21,3 +24,12 @@ class Bodies:
 
     def give_back(self, size: int) -> None:
         self.held -= size
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """The time in which so many bytes are held."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)

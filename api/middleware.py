@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import re
 import time
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import structlog
@@ -99,11 +100,21 @@ def _is_ours(host: str, settings: Settings) -> bool:
     allowed = settings.allowed_hosts
     if allowed is None and settings.host not in LOOPBACK:
         return True
+    name, is_loopback = _read_host(host)
+    return is_loopback or name in (allowed or ())
+
+
+@lru_cache(maxsize=64)
+def _read_host(host: str) -> tuple[str | None, bool]:
+    """The name in a `Host` header, None where it is malformed, and whether it is this machine's loopback."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        return name in ("localhost", *(allowed or ())) or ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return False
+        return None, False
+    try:
+        return name, name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name, False
 
 
 def _add_headers(headers: MutableHeaders, request_id: str) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
+from api.new_uploads import NewDataset, NewModel
 from api.problems import MEDIA_TYPE
 from api.schemas import Problem
 from kdcore.spec import JobSpec
@@ -20,16 +22,16 @@ WHEN = {
     401: "No API key, or none of this service's.",
     403: "Without API keys: a request from a web page of another origin, or to another host name.",
     404: "There is no such thing, or it is another owner's.",
-    409: "The job's status does not allow it.",
+    409: "The status does not allow it, or something that has not ended needs it.",
     408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is neither JSON nor YAML.",
+    413: "The body is too large, or your uploads would be together.",
+    415: "The body is of another type than those that are read here.",
     416: "The range begins behind the end of the file.",
     422: "A parameter or the spec is not valid; `errors` leads to each fault.",
     500: "A fault of the service; its log has the details under `request_id`.",
     503: "Not now: the queue is full, too many streams are open, the database is away or of another version. See "
     "`Retry-After`.",
-    507: "Too little disk is free for another job.",
+    507: "Too little disk is free.",
 }
 CODES = {
     400: "malformed",
@@ -78,6 +80,22 @@ SPEC_BODY: dict[str, Any] = {
         },
     }
 }
+
+
+def new_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """The body that says what is to be uploaded."""
+    schema = {"$ref": REFERENCE.format(model=model.__name__)}
+    content = {kind: {"schema": schema} for kind in ("application/json", "application/yaml")}
+    content["application/json"] |= {"example": example}
+    return {"openapi_extra": {"requestBody": {"required": True, "description": model.__doc__, "content": content}}}
+
+
+def bytes_body(description: str) -> dict[str, Any]:
+    """A body that is a file."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"openapi_extra": {"requestBody": {"required": True, "description": description, "content": content}}}
+
+
 ETAG = {"ETag": {"schema": {"type": "string"}, "description": "Send it back as `If-None-Match`."}}
 
 
@@ -117,7 +135,7 @@ def build(title: str, version: str, description: str, routes: list[BaseRoute]) -
     """The whole document."""
     document = get_openapi(title=title, version=version, description=description, routes=routes)
     schemas = document["components"]["schemas"]
-    for model in (Problem, JobSpec):
+    for model in (Problem, JobSpec, NewDataset, NewModel):
         schema = model.model_json_schema(ref_template=REFERENCE, mode="validation")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for name in ("Job", "PlanAnswer"):

@@ -17,7 +17,15 @@ from starlette.responses import Response
 
 from kdcore.config import SpecError
 from kdcore.document import DocumentError
-from storage.errors import BlobError, ConflictError, KeyReusedError, NotFoundError, QueueFullError, SchemaError
+from storage.errors import (
+    BlobError,
+    ConflictError,
+    KeyReusedError,
+    NotFoundError,
+    QueueFullError,
+    QuotaError,
+    SchemaError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_GONE = 499
@@ -38,6 +46,8 @@ class ProblemError(Exception):
     ├── ContentTypeError      415 neither JSON nor YAML
     ├── RangeError            416 no such bytes
     ├── InvalidError          422 a parameter means nothing here
+    ├── InvalidUploadError    422 what is said of an upload cannot be, or a part has another size
+    ├── DigestMismatchError   422 other bytes arrived than were sent
     ├── TooManyStreamsError   503 too many open streams and waits
     ├── TooManyBodiesError    503 too many bodies arrive at once
     ├── NotReadyError         503 a part of the service is away
@@ -87,6 +97,14 @@ class RangeError(ProblemError):
 
 class InvalidError(ProblemError):
     status, code = 422, "invalid_parameter"
+
+
+class InvalidUploadError(ProblemError):
+    status, code = 422, "invalid_upload"
+
+
+class DigestMismatchError(ProblemError):
+    status, code = 422, "digest_mismatch"
 
 
 class TooManyStreamsError(ProblemError):
@@ -208,6 +226,10 @@ async def _on_full_queue(request: Request, error: QueueFullError) -> Response:
     return problem(request, 503, "queue_full", f"{error}; try again later", headers={"Retry-After": "30"})
 
 
+async def _on_quota(request: Request, error: QuotaError) -> Response:
+    return problem(request, 413, "upload_quota", str(error))
+
+
 async def _on_schema(request: Request, error: SchemaError) -> Response:
     return problem(request, 503, "other_version", f"nothing was stored: {error}", headers={"Retry-After": "5"})
 
@@ -238,6 +260,7 @@ HANDLERS: dict[type[Exception], Any] = {
     ConflictError: _on_conflict,
     KeyReusedError: _on_reused_key,
     QueueFullError: _on_full_queue,
+    QuotaError: _on_quota,
     SchemaError: _on_schema,
     BlobError: _on_lost_blob,
     DBAPIError: _on_database,

@@ -22,6 +22,7 @@ from storage.settings import Settings
 
 PLANS_AT_ONCE = 2
 EXAMINATIONS_AT_ONCE = 4
+WRITES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,21 @@ class Service:
     """Planning is pure computation: more threads at it would only slow every other request."""
     examining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(EXAMINATIONS_AT_ONCE))
     """Readiness may be asked for by anyone; what waits for a part that hangs must not take the threads of others."""
+    storing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITES_AT_ONCE))
+    """A disk that is slow to take uploads must not take the threads of others."""
     diagnosis: Diagnosis = field(init=False)
     bodies: Bodies = field(init=False)
+    """Of specs, and of what is said of new uploads."""
+    pieces: Bodies = field(default_factory=lambda: Bodies(0))
+    """Of uploads that are being written: a slow disk must not keep specs away."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bodies", Bodies(self.settings.max_body_bytes))
         object.__setattr__(self, "diagnosis", Diagnosis(self.settings, self.database, self.doorbell))
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
+    """No plain function: FastAPI would run it in a thread."""
     service: Service = request.app.state.service
     return service
 
@@ -56,6 +63,8 @@ async def refuse_unknown_query(request: Request) -> None:
     Raises:
         InvalidError: names the parameters that there are.
     """
+    if not request.query_params:  # of most requests: what follows is dear
+        return
     route = request.scope["route"]
     params = get_flat_params(route.dependant) if isinstance(route, APIRoute) else []
     known = sorted(param.alias for param in params if param.field_info.in_.value == "query")  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """Waiting for a job: until something changes, or as a stream of Server-Sent Events."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -70,6 +72,10 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server ends, and cancels what is still open: no fault to be logged. The reader comes again.
+            with contextlib.suppress(RuntimeError):  # of a stream that had not begun
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._watcher.close(self._watch)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy import Connection, Row
 from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -13,13 +14,13 @@ from starlette.responses import Response
 from api import schemas
 from storage import tables
 from storage.lifecycle import Status
-from storage.queries import explain_wait, get_job
+from storage.queries import explain_wait, read_job
 
 BULKY = frozenset({"confusion_matrix", "per_class_accuracy"})
 MODELS = ("teacher", "baseline", "student")
 
 
-def summarise(job: tables.Job) -> dict[str, Any]:
+def summarise(job: tables.Job | Row[Any]) -> dict[str, Any]:
     """What a list shows of a job."""
     return {
         "id": job.id,
@@ -49,16 +50,17 @@ def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def show(session: Session, job_id: str, owner: str, silence_seconds: float) -> schemas.Job:
+def show(connection: Connection, job_id: str, owner: str, silence_seconds: float) -> schemas.Job:
     """A job of this owner, whole.
 
     Raises:
         NotFoundError: there is none.
     """
-    job = get_job(session, job_id, owner)
+    job = read_job(connection, job_id, owner)
     queue = None
     if job.status == Status.QUEUED:
-        wait = explain_wait(session, job, silence_seconds)
+        with Session(connection) as session:
+            wait = explain_wait(session, job, silence_seconds)
         queue = schemas.Queue(position=wait.position, reason=wait.reason)
     return schemas.Job(**summarise(job), queue=queue, choices=job.choices, plan=job.plan, spec=job.spec)
 
@@ -72,14 +74,14 @@ def matches(if_none_match: str | None, etag: str) -> bool:
 
 
 def answer(
-    job: schemas.Job,
+    shown: schemas.Answer,
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
 ) -> Response:
-    """A job as a response. Its ETag is a strong one: the same bytes, the same tag, whichever process answers."""
-    body = job.model_dump_json().encode()
+    """What is shown as a response. Its ETag is strong: the same bytes, the same tag, whichever process answers."""
+    body = shown.model_dump_json().encode()
     tagged = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', **(headers or {})}
     return Response(body, status, tagged, media_type="application/json", background=background)
 

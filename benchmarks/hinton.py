@@ -1,9 +1,10 @@
 """Hinton, Vinyals and Dean's experiment on MNIST (2015, section 3), on examples/hinton-mnist*.yaml and without threes.
 
-    python benchmarks/hinton.py --data FOLDER [--seeds 3]
+    python benchmarks/hinton.py --data FOLDER [--seeds 3] [--only 2]
 
 For each seed the teacher is trained once; the other specs learn from its weights. A run that is in the results file
-already is not made again. Prints errors on the 10,000 test images.
+already is not made again, so that seeds may also be run side by side, each with its `--only`. Prints errors on the
+10,000 test images.
 """
 
 import argparse
@@ -20,7 +21,11 @@ import torch
 
 from kdcore.choices import cpu_name
 from kdcore.compare import spread
+from kdcore.data import Places
+from kdcore.data.mnist import MNISTConfig
 from kdcore.document import read_document
+from kdcore.inputs import unit
+from kdcore.latency import session
 from kdcore.reporter import RecordingReporter
 from kdcore.spec import parse_spec
 from kdcore.train import run
@@ -36,21 +41,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the data directory")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", type=int, action="append", help="a seed; may be repeated")
     parser.add_argument("--work", type=Path, default=Path("distilled-hinton"), help="where the students go")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    for seed in options.only or range(options.seeds):
+        for name in EXAMPLES:
+            if f"{name}/{seed}" not in read(options)["runs"]:
+                run = train(name, seed, options)
+                results = read(options)  # another seed's process may have written meanwhile
+                results["runs"][f"{name}/{seed}"] = run
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                print(f"{name}, seed {seed}: {run}", file=sys.stderr, flush=True)
+    print(table(read(options)))
+
+
+def read(options: argparse.Namespace) -> dict[str, Any]:
+    """The results file, or what it begins with."""
+    if options.out.exists():
+        found: dict[str, Any] = json.loads(options.out.read_text())
+        return found
     about = {"torch": torch.__version__, "python": platform.python_version(), "cpu": cpu_name()}
     command = f"python benchmarks/hinton.py --data FOLDER --seeds {options.seeds}"
-    results: dict[str, Any] = {"command": command, "machine": about, "runs": {}}
-    if options.out.exists():
-        results = json.loads(options.out.read_text())
-    for seed in range(options.seeds):
-        for name in EXAMPLES:
-            if f"{name}/{seed}" not in results["runs"]:
-                results["runs"][f"{name}/{seed}"] = train(name, seed, options)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-                print(f"{name}, seed {seed}: {results['runs'][f'{name}/{seed}']}", file=sys.stderr, flush=True)
-    print(table(results))
+    return {"command": command, "machine": about, "runs": {}}
 
 
 def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -68,15 +81,29 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         parse_spec(document), data_root=options.data, out=out, reporter=RecordingReporter(), teacher_weights=given,
         download=False,
     )  # fmt: skip
-    found: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 1), "stages": result["seconds"]}
+    seconds = round(time.perf_counter() - began, 1)
+    found: dict[str, Any] = {"seconds": seconds, "threads": torch.get_num_threads(), "stages": result["seconds"]}
     for who in ("teacher", "baseline", "student"):
         if result[who] is None:
             continue
         matrix = torch.tensor(result[who]["confusion_matrix"])
         found[who] = {"errors": int(matrix.sum() - matrix.trace()), "threes_right": int(matrix[THREE, THREE])}
     found["gain"] = result["gain"]
-    found["offset"] = result["validation"]["distill-1"].get("offset")
+    if (offset := result["validation"]["distill-1"].get("offset")) is not None:
+        found |= {"offset": offset, "without_offset": without(offset, out, options.data)}
     return found
+
+
+def without(offset: float, out: Path, root: Path) -> dict[str, int]:
+    """What the student in `out` gets right with the threes' logits as they were before the offset."""
+    test = MNISTConfig().load(Places(root, download=False)).test
+    (logits,) = session(out / "student.onnx").run(["logits"], {"input": unit(test.inputs, 255.0).numpy()})
+    logits[:, THREE] -= offset
+    said, threes = torch.from_numpy(logits).argmax(1), test.labels == THREE
+    return {
+        "errors": int((said != test.labels).sum()),
+        "threes_right": int((said[threes] == THREE).sum()),
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -86,17 +113,26 @@ def table(results: dict[str, Any]) -> str:
         "student alone": (FIRST, "baseline"),
         "distilled, T 20": (FIRST, "student"),
         "distilled, T 20, jittered": ("hinton-mnist-jitter", "student"),
+        "distilled, no threes": ("mnist-without-threes", "without_offset"),
         "distilled, no threes, with the offset": ("mnist-without-threes", "student"),
     }
     lines = ["| model | test errors | of them, by seed | threes right of 1,010 |", "| --- | ---: | --- | ---: |"]
     runs = results["runs"]
     for title, (name, who) in rows.items():
-        found = [run[who] for key, run in runs.items() if key.startswith(f"{name}/")]
+        found = [run[who] for key, run in sorted(runs.items()) if key.startswith(f"{name}/") and who in run]
+        if not found:
+            continue
         errors = [each["errors"] for each in found]
         about = spread(errors)
         mean = f"{about['mean']:.1f}" + (f" ± {about['std']:.1f}" if about["std"] is not None else "")
         threes = statistics.mean(each["threes_right"] for each in found)
         lines.append(f"| {title} | {mean} | {', '.join(map(str, errors))} | {threes:.0f} |")
+    lines += ["", "| run | seconds | threads | gain over alone, points | p (McNemar) |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    for key, each in sorted(runs.items()):
+        gain = each.get("gain")
+        gained = f"{gain['accuracy'] * 100:+.2f} | {gain['mcnemar']['p']:.1g}" if gain else "|"
+        lines.append(f"| {key} | {each['seconds']:.0f} | {each['threads']} | {gained} |")
     return "\n".join(lines)
 
 

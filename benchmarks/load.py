@@ -12,20 +12,17 @@ API process, many open event streams. Its exit status is 1 where anything was an
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from about import about
 from loadtest.clients import SPEC
 from loadtest.rows import fill
 from loadtest.service import Sampler, Service, settings_of
-
-from worker.device import cpu_name
 
 HERE = Path(__file__).parent
 POSTGRES = os.environ.get("DISTILLERY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
@@ -132,14 +129,8 @@ def main() -> int:
             forms[form] = measure(form, options, Path(folder))
         show(form, forms[form])
     errors = sum(part["errors"] for result in forms.values() for part in parts(result).values())
-    told = {
-        "command": " ".join(["python", "benchmarks/load.py", *sys.argv[1:]]),
-        "errors": errors,
-        "minutes": round((time.monotonic() - begun) / 60, 1),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in WORDS},
-        "forms": forms,
-    }
+    told = about(" ".join(["python", "benchmarks/load.py", *sys.argv[1:]]), *WORDS)
+    told |= {"errors": errors, "minutes": round((time.monotonic() - begun) / 60, 1), "forms": forms}
     print(f"\n{errors} errors, {told['minutes']} minutes")
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

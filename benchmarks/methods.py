@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods_list import METHODS
+from methods_list import METHODS, STUDENT
 
 from kdcore.choices import cpu_name
 from kdcore.compare import spread
 from kdcore.config import SpecError
+from kdcore.data import Places
 from kdcore.evaluate import accuracy
 from kdcore.export import save_weights
 from kdcore.job import Job
@@ -134,7 +135,7 @@ def spec_of(pair: str, name: str, seed: int) -> JobSpec:
             "teachers": [{**about["teacher"], "weights": {"file": "teacher.safetensors"}}],
             "student": about["student"],
             "stages": [
-                {**about["train"], "epochs": share, "losses": losses}
+                {**about["train"], "epochs": share, "losses": [_with_peer(loss, about["student"]) for loss in losses]}
                 for share, losses in zip(shares, stages, strict=True)
             ],
             "baseline": False,
@@ -144,6 +145,10 @@ def spec_of(pair: str, name: str, seed: int) -> JobSpec:
     )
 
 
+def _with_peer(loss: dict[str, Any], student: Mapping[str, Any]) -> dict[str, Any]:
+    return {**loss, "peer": student["model"]} if loss.get("peer") == STUDENT else loss
+
+
 def train_teacher(options: argparse.Namespace, path: Path) -> dict[str, float]:
     """Train the pair's teacher with seed 0 and save it."""
     about = PAIRS[options.pair]
@@ -151,7 +156,7 @@ def train_teacher(options: argparse.Namespace, path: Path) -> dict[str, float]:
     spec = parse_spec({"data": about["data"], "teachers": [teacher], "student": about["student"], "baseline": False})
     with tempfile.TemporaryDirectory() as folder:
         job, began = open_here(spec, options.data, folder, {}), time.perf_counter()
-        train_stage(job, job.stages[0], points=1)
+        train_stage(job, job.stages[0], points=1, out=Path(folder))
         save_weights(path, job.state.models["teacher-1"])
         return {"accuracy": tested(job, "teacher-1"), "seconds": time.perf_counter() - began}
 
@@ -161,14 +166,14 @@ def train(spec: JobSpec, data: Path, weights: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job, began = open_here(spec, data, folder, {0: weights}), time.perf_counter()
         for stage in job.stages:
-            train_stage(job, stage, points=1)
+            train_stage(job, stage, points=1, out=Path(folder))
         return {"accuracy": tested(job, "student"), "seconds": time.perf_counter() - began}
 
 
 def open_here(spec: JobSpec, data: Path, folder: str, weights: Mapping[int, Path]) -> Job:
     return open_job(
-        spec, RecordingReporter(), data_root=data, checkpoints=Path(folder), choices=None, resume=None,
-        teacher_weights=weights, download=False,
+        spec, RecordingReporter(), places=Places(data), checkpoints=Path(folder), choices=None, resume=None,
+        teacher_weights=weights,
     )  # fmt: skip
 
 

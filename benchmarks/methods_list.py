@@ -1,10 +1,13 @@
-"""The methods of benchmarks/methods.py: for each its stages, each a list of losses; weights are the papers'."""
+"""The methods of benchmarks/methods.py: for each its stages, each a list of losses; weights are the papers', and where
+those drowned the labels on a pair, a hundredth of them once more."""
 
 from typing import Any
 
 CE = {"type": "cross_entropy"}
 KD = [{"type": "cross_entropy", "weight": 0.1}, {"type": "kd", "weight": 0.9}]
 UP = {"type": "linear", "start": 0, "end": 1, "epochs": 2}
+STUDENT = "the pair's student"
+"""In the place of a peer: benchmarks/methods.py puts the student's own model there."""
 
 Losses = list[dict[str, Any]]
 
@@ -20,6 +23,7 @@ METHODS: dict[str, list[Losses]] = {
     "dkd": [[CE, {"type": "dkd", "weight_schedule": UP}]],
     "dist": [[CE, {"type": "dist", "weight": 2, "temperature": 4}]],
     "nkd": [[{"type": "nkd"}]],
+    "nkd + cross_entropy": [[CE, {"type": "nkd"}]],
     "hint, then kd": [[{"type": "hint"}], KD],
     "knowledge_matching": [[CE, {"type": "knowledge_matching"}]],
     "attention_transfer": [[CE, {"type": "attention_transfer"}]],
@@ -45,7 +49,17 @@ METHODS: dict[str, list[Losses]] = {
     "instance_graph": [[CE, {"type": "instance_graph"}]],
     "multi_head_graph": [[CE, {"type": "multi_head_graph", "attention_epochs": 2}]],
     "adversarial + kd": [[*KD, {"type": "adversarial", "weight": 0.1}]],
+    "mutual": [[CE, {"type": "mutual", "peer": STUDENT}]],
     "inner_heads": [[CE, {"type": "inner_heads"}]],
     "attention_transfer + kd": [[*KD, {"type": "attention_transfer"}]],
     "similarity_preserving + kd": [[*KD, {"type": "similarity_preserving"}]],
+    "attention_transfer, weight 10": [[CE, {"type": "attention_transfer", "weight": 10}]],
+    "similarity_preserving, weight 30": [[CE, {"type": "similarity_preserving", "weight": 30}]],
+    "neuron_selectivity, weight 0.5": [[CE, {"type": "neuron_selectivity", "weight": 0.5}]],
+    "probabilistic_transfer, weight 300": [[CE, {"type": "probabilistic_transfer", "weight": 300}]],
+    "rkd_distance, weight 0.25": [[CE, {"type": "rkd_distance", "weight": 0.25}]],
+    "relative_teacher, weight 0.01": [[CE, {"type": "relative_teacher", "weight": 0.01}]],
+    "factor_transfer, weight 2": [[CE, {"type": "factor_transfer", "weight": 2, "paraphraser_epochs": 2}]],
+    "singular_value, weight 0.01": [[CE, {"type": "singular_value", "weight": 0.01}]],
+    "multi_head_graph, weight 0.01": [[CE, {"type": "multi_head_graph", "weight": 0.01, "attention_epochs": 2}]],
 }

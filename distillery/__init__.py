@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distillery.errors import DistilleryError as DistilleryError
     from distillery.errors import DownloadFailed as DownloadFailed
     from distillery.errors import JobFailed as JobFailed
+    from distillery.errors import UploadFailed as UploadFailed
     from distillery.events import Event as Event
 
 _HOMES = {
@@ -27,8 +28,18 @@ _HOMES = {
     "DistilleryError": "distillery.errors",
     "DownloadFailed": "distillery.errors",
     "JobFailed": "distillery.errors",
+    "UploadFailed": "distillery.errors",
 }
-__all__ = ["ApiError", "Client", "ConnectionFailed", "DistilleryError", "DownloadFailed", "Event", "JobFailed"]
+__all__ = [
+    "ApiError",
+    "Client",
+    "ConnectionFailed",
+    "DistilleryError",
+    "DownloadFailed",
+    "Event",
+    "JobFailed",
+    "UploadFailed",
+]
 
 
 def __getattr__(name: str) -> Any:

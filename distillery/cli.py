@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 Commands = argparse._SubParsersAction
-SERVICE_COMMANDS = ("serve", "api", "worker", "migrate", "doctor")
+SERVICE_COMMANDS = ("serve", "api", "worker", "migrate", "calibrate", "doctor")
 
 
 def _add_service_commands(found: "Commands[argparse.ArgumentParser]") -> None:
@@ -69,6 +69,10 @@ def _add_service_commands(found: "Commands[argparse.ArgumentParser]") -> None:
         command = found.add_parser(name, help=f"{help}; settings come from the environment")
         command.add_argument("--leash", help=argparse.SUPPRESS)
     found.add_parser("migrate", help="bring the database's schema to this version")
+    calibrate = found.add_parser(
+        "calibrate", help="measure how fast this machine is, for `max_latency_ms`; where a worker runs"
+    )
+    calibrate.add_argument("--home", type=Path, help="as of `serve`")
     doctor = found.add_parser("doctor", help="say what is wrong with this deployment; exit code 0 where nothing is")
     doctor.add_argument("--home", type=Path, help="as of `serve`")
     doctor.add_argument("--json", action="store_true", help="for programs")
@@ -87,20 +91,42 @@ def _add_client_commands(found: "Commands[argparse.ArgumentParser]") -> None:
     jobs.add_argument("--name")
     jobs.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     jobs.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
+    _add_upload_commands(found)
     about = {
-        "show": "print a job as JSON",
+        "show": "print a job, dataset or model as JSON",
         "watch": "follow a job until it ends",
         "logs": "print what a job's training printed",
         "cancel": "end a job",
         "pause": "stop a job with a checkpoint",
         "resume": "let a paused job go on",
         "retry": "queue a failed or cancelled job again",
-        "delete": "delete a job that has ended, and its files",
+        "delete": "delete a job that has ended, or a dataset or model, and its files",
         "download": "download a job's files, checked against their digests",
     }
     for name, help in about.items():
         command = found.add_parser(name, help=help)
-        command.add_argument("job", help="the job's id: job_…")
+        id = "job_…, ds_… or mdl_…" if name in ("show", "delete") else "job_…"
+        command.add_argument("job", metavar="id", help=f"the id: {id}")
         if name == "download":
             command.add_argument("names", nargs="*", help="which files (default: all)")
             command.add_argument("--out", type=Path, default=Path("student"), help="folder (default: student)")
+
+
+def _add_upload_commands(found: "Commands[argparse.ArgumentParser]") -> None:
+    upload = found.add_parser("upload", help="upload a dataset or a model; goes on where it was cut")
+    upload.add_argument("kind", choices=("dataset", "model"))
+    upload.add_argument("file", type=Path)
+    upload.add_argument("--name", help="a new version of it is made (default: the file's name without its ending)")
+    upload.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what is known of the file, the value as JSON or text: --option 'labels=[\"species\"]'",
+    )
+    upload.add_argument("--no-wait", action="store_true", help="do not wait until it is checked")
+    for many in ("datasets", "models"):
+        command = found.add_parser(many, help=f"list {many}, newest first")
+        command.add_argument("--status", choices=("uploading", "checking", "ready", "failed"))
+        command.add_argument("--name")
+        command.add_argument("--limit", type=int, default=20, help="how many (default: 20)")

@@ -15,6 +15,7 @@ from distillery.downloading import fetch
 from distillery.errors import DownloadFailed, JobFailed
 from distillery.events import TERMINAL, Event, follow
 from distillery.sending import Sender
+from distillery.uploads import Uploads
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 LONGEST_WAIT = 30.0
@@ -33,6 +34,9 @@ class Client:
         transport: an httpx transport, for tests and special networks.
         timeout: seconds to wait for each answer.
 
+    Attributes:
+        datasets, models: what was uploaded, and the way to upload more (`distillery.uploads.Uploads`).
+
     Every method raises `ApiError` where the service refuses and `ConnectionFailed` where it cannot be
     reached; requests are sent again, a few times, where that is safe.
     """
@@ -49,6 +53,8 @@ class Client:
             url, api_key or os.environ.get("DISTILLERY_API_KEY"), transport=transport, timeout=timeout
         )
         self._timeout = timeout
+        self.datasets = Uploads(self._sender, "/datasets", timeout)
+        self.models = Uploads(self._sender, "/models", timeout)
 
     def __enter__(self) -> Self:
         return self

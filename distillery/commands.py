@@ -5,9 +5,11 @@ import json
 import sys
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from distillery.client import Client
 from distillery.errors import ApiError, ConnectionFailed, DistilleryError, JobFailed
+from distillery.uploads import Uploads
 
 DONE, FAILED, WRONG, REFUSED, UNREACHABLE = 0, 1, 2, 4, 5
 
@@ -76,8 +78,14 @@ def _plan(client: Client, options: argparse.Namespace) -> int:
 
 
 def _show(client: Client, options: argparse.Namespace) -> int:
-    print(json.dumps(client.get(options.job), indent=2))
+    uploads = _uploads(client, options.job)
+    print(json.dumps(uploads.get(options.job) if uploads else client.get(options.job), indent=2))
     return DONE
+
+
+def _uploads(client: Client, id: str) -> Uploads | None:
+    """Where something with this id lies; None for a job."""
+    return {"ds": client.datasets, "mdl": client.models}.get(id.partition("_")[0])
 
 
 def _logs(client: Client, options: argparse.Namespace) -> int:
@@ -93,8 +101,33 @@ def _act(client: Client, options: argparse.Namespace) -> int:
 
 
 def _delete(client: Client, options: argparse.Namespace) -> int:
-    client.delete(options.job)
+    (_uploads(client, options.job) or client).delete(options.job)
     print(f"{options.job}  deleted")
+    return DONE
+
+
+def _upload(client: Client, options: argparse.Namespace) -> int:
+    uploads = client.datasets if options.kind == "dataset" else client.models
+    said = dict(_option(text) for text in options.option)
+    upload = uploads.upload(options.file, options.name, options=said, wait=not options.no_wait)
+    print(f"{upload['id']}  {upload['name']}@{upload['version']}  {upload['status']}")
+    return DONE
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _list_uploads(client: Client, options: argparse.Namespace) -> int:
+    uploads: Uploads = getattr(client, options.command)
+    found = uploads.list(status=options.status, name=options.name, page_size=max(1, min(options.limit, 100)))
+    for each in islice(found, options.limit):
+        line = f"{each['id']}  {each['created_at']}  {each['status']:<9}  {each['size']:>15,}"
+        print(f"{line}  {each['name']}@{each['version']}")
     return DONE
 
 
@@ -107,5 +140,7 @@ COMMANDS: dict[str, Callable[[Client, argparse.Namespace], int]] = {
     "logs": _logs,
     "download": _download,
     "delete": _delete,
+    "upload": _upload,
+    **dict.fromkeys(("datasets", "models"), _list_uploads),
     **dict.fromkeys(("cancel", "pause", "resume", "retry"), _act),
 }

@@ -118,10 +118,11 @@ def _try_student(spec: dict[str, Any], out: Path, data: Path) -> Any:
     import numpy as np
     import onnxruntime
 
+    from kdcore.data import Places
     from kdcore.spec import parse_spec
 
-    dataset = parse_spec(spec).data.load(data, download=False)
-    images = dataset.test.inputs.numpy().astype(np.float32) / np.float32(dataset.scale)
+    dataset = parse_spec(spec).data.load(Places(data))
+    images = dataset.test.inputs[:].numpy().astype(np.float32) / np.float32(dataset.scale)
     labels = dataset.test.labels.numpy()
     runtime = onnxruntime.InferenceSession(str(out / "student.onnx"), providers=["CPUExecutionProvider"])
     right = 0

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import httpx
@@ -143,11 +144,19 @@ def environment(settings: "Settings") -> dict[str, str]:
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if value is not None:
-            values[f"DISTILLERY_{name.upper()}"] = _as_text(value)
+            plain = _plain(value)
+            values[f"DISTILLERY_{name.upper()}"] = plain if isinstance(plain, str) else json.dumps(plain)
     return values
 
 
-def _as_text(value: Any) -> str:
+def _plain(value: Any) -> Any:
+    """What JSON takes, secrets as they are."""
+    if hasattr(value, "model_fields_set"):
+        value = {name: getattr(value, name) for name in value.model_fields_set}
     if isinstance(value, dict):
-        return json.dumps({key: _as_text(each) for key, each in value.items()})
-    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if hasattr(value, "get_secret_value"):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, Path) else value

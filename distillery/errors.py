@@ -4,6 +4,7 @@ DistilleryError
 ├── ApiError             the service refused; has status, code, errors, request_id
 ├── JobFailed            the job a script waited for failed or was cancelled; has job
 ├── DownloadFailed       an artifact did not arrive whole
+├── UploadFailed         a dataset or model cannot be used; has upload
 └── ConnectionFailed     the service could not be reached, or went away too often
 """
 
@@ -38,8 +39,10 @@ class ApiError(DistilleryError):
         self.message = message
         self.errors = list(errors)
         self.request_id = request_id
-        faults = [f"  {dotted(fault.get('loc', []))}: {fault.get('message', '')}" for fault in self.errors]
-        super().__init__("\n".join([f"{message} ({status} {code})", *faults]))
+        faults = [f"{dotted(fault.get('loc', []))}: {fault.get('message', '')}" for fault in self.errors]
+        if faults and all(fault in message for fault in faults):  # a spec's detail is all of them in one line
+            message, faults = (faults[0], []) if len(faults) == 1 else (f"{len(faults)} faults", faults)
+        super().__init__("\n".join([f"{message} ({status} {code})", *(f"  {fault}" for fault in faults)]))
 
 
 class JobFailed(DistilleryError):  # noqa: N818 - reads as what happened
@@ -58,6 +61,19 @@ class JobFailed(DistilleryError):  # noqa: N818 - reads as what happened
 
 class DownloadFailed(DistilleryError):  # noqa: N818
     """An artifact did not arrive whole; what is there stays, and a new try goes on from it."""
+
+
+class UploadFailed(DistilleryError):  # noqa: N818
+    """A dataset or model cannot be used: its check found why.
+
+    Attributes:
+        upload: as the service shows it.
+    """
+
+    def __init__(self, upload: Mapping[str, Any]) -> None:
+        self.upload = dict(upload)
+        error = upload.get("error") or {}
+        super().__init__(f"{upload.get('id')} cannot be used: {error.get('message')} ({error.get('code')})")
 
 
 class ConnectionFailed(DistilleryError):  # noqa: N818

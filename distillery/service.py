@@ -97,6 +97,19 @@ def _worker(settings: "Settings") -> int:
     return run(settings) or DONE
 
 
+def _calibrate(settings: "Settings") -> int:
+    from worker.calibrating import calibrate
+    from worker.device import NoDeviceError
+
+    try:
+        speed = calibrate(settings)
+    except NoDeviceError as error:
+        print(f"distillery: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{speed.cpu}: {speed.call * 1e6:.1f} us a call, {speed.gflops():.0f} GFLOP/s in convolutions of one thread")
+    return DONE
+
+
 def _migrate(settings: "Settings") -> int:
     from storage import schema
     from storage.database import Database
@@ -133,4 +146,5 @@ COMMANDS: "dict[str, Callable[[Settings], int]]" = {
     "api": _api,
     "worker": _worker,
     "migrate": _migrate,
+    "calibrate": _calibrate,
 }

@@ -43,11 +43,11 @@ def print_table(result: Mapping[str, Any]) -> None:
 def _cells(values: Mapping[str, Any]) -> list[str]:
     agreement = values.get("agreement")
     return [
-        f"{values['accuracy']:.2%}",
+        f"{values['accuracy']:.2%}" if values["accuracy"] is not None else "-",
         f"{agreement:.2%}" if agreement is not None else "-",
-        f"{values['parameters']:,}",
-        _size(values["bytes"]),
-        f"{values['latency_ms']['p50']:.3f} ms",
+        f"{values['parameters']:,}" if values["parameters"] is not None else "-",
+        _size(values["bytes"]) if values["bytes"] is not None else "-",
+        f"{values['latency_ms']['p50']:.3f} ms" if "latency_ms" in values else "-",
     ]
 
 

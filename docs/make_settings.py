@@ -12,7 +12,7 @@ HEAD = """\
 # Settings
 
 Every setting of API, worker and command line, read from environment variables. An empty variable counts as
-left out. `DISTILLERY_API_KEYS` is JSON; a boolean is `true` or `false`.
+left out. Lists and mappings are JSON; a boolean is `true` or `false`.
 All processes of one deployment need the same values, but for `DISTILLERY_DEVICE` and the logging ones.
 
 Made by `python docs/make_settings.py` from `storage/settings.py`, which a test holds this page equal to.

@@ -1,7 +1,16 @@
 """An offset on some classes' logits, chosen on the validation split: for a student that never saw these classes."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+from kdcore.stages import Stage
+from kdcore.state import Weights, copy_weights
+from kdcore.transfer import labelled
+
+if TYPE_CHECKING:
+    from kdcore.job import Job
 
 
 def best_offset(logits: Tensor, labels: Tensor, chosen: Tensor) -> float:
@@ -28,3 +37,22 @@ def best_offset(logits: Tensor, labels: Tensor, chosen: Tensor) -> float:
         return 0.0
     edges = torch.cat([moves_at[:1] - 1, moves_at, moves_at[-1:] + 1])
     return float((edges[best] + edges[best + 1]) / 2)
+
+
+def offset_weights(job: "Job", stage: Stage, best: dict[str, Any]) -> Weights:
+    """The best epoch's weights; of a student whose spec asks for it, with the offset that validates best."""
+    weights: Weights = best["weights"]
+    named = job.spec.student.offset_classes
+    if stage.role == "teacher" or not named:
+        return weights
+    student = job.network("student")
+    student.load_state_dict(weights)
+    chosen = torch.tensor([name in named for name in job.data.facts.classes])
+    logits = job.predict(student.to(job.device), "validation", job.student_reader)
+    known = labelled(job.validation_labels)
+    best["values"]["offset"] = best_offset(logits[known], job.validation_labels[known], chosen)
+    bias = student.output_bias()
+    assert bias is not None, "the plan has seen that there is one"
+    with torch.no_grad():
+        bias[chosen.to(job.device)] += best["values"]["offset"]
+    return copy_weights(student)

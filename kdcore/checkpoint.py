@@ -5,20 +5,22 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from kdcore import spec as specs
-from kdcore.errors import TrainingError, is_memory_error
+from kdcore.errors import TrainingError, disk_reason, is_memory_error
 
 VERSION = 1
 """Of what `State` and `Training` save: it rises when an older release could not go on from it."""
 KEEP = 2
+CHUNK = 2**20
 UNUSABLE = ("bad_checkpoint", "other_spec")
 """Codes of what `load` says of a checkpoint itself; another try would find the same."""
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -83,6 +85,26 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
             `other_spec` where it belongs to another job; `disk` or `out_of_memory`, kind system, where its bytes
             could not be read, which says nothing of them.
     """
+    content = _content(path, digest)
+    if content.get("spec_digest") != spec_digest and not _completes_to(content.get("spec"), spec_digest):
+        raise TrainingError(
+            "other_spec",
+            f"{path.name} belongs to another spec ({content.get('spec_digest')}, this one is {spec_digest}); "
+            "resume with the spec it was made with, or start without it",
+        )
+    return content
+
+
+def saved_spec(path: Path) -> Any:
+    """The complete spec that a checkpoint notes; None where the first release wrote it.
+
+    Raises:
+        TrainingError: as `load`, but for `other_spec`.
+    """
+    return _content(path, None).get("spec")
+
+
+def _content(path: Path, digest: str | None) -> dict[str, Any]:
     try:
         with read_errors(path), path.open("rb") as file:
             intact = digest is None or _digest(file) == digest
@@ -99,19 +121,17 @@ def load(path: Path, *, spec_digest: str, digest: str | None = None) -> dict[str
     if content["version"] != VERSION:
         reads = f"it is of version {content['version']}, and this release reads version {VERSION}"
         raise _bad(path, f"{reads}; go on with the release that wrote it, or start without it")
-    if content.get("spec_digest") != spec_digest and not _completes_to(content.get("spec"), spec_digest):
-        raise TrainingError(
-            "other_spec",
-            f"{path.name} belongs to another spec ({content.get('spec_digest')}, this one is {spec_digest}); "
-            "resume with the spec it was made with, or start without it",
-        )
     return content
 
 
-def file_digest(path: Path) -> str:
-    """`sha256:<hex>` of a file's bytes."""
-    with path.open("rb") as file:
-        return _digest(file)
+def file_digest(path: Path, poll: Callable[[], object] = lambda: None) -> str:
+    """`sha256:<hex>` of a file's bytes; `poll` is called before each MiB, and what it raises ends it."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            poll()
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
 
 
 @contextmanager
@@ -135,17 +155,19 @@ def read_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Turns an `OSError` inside the block into a `TrainingError` that says what could not be written where."""
+    """Turns an error of writing inside the block into a `TrainingError` that says what could not be written where."""
     try:
         yield
     except OSError as error:
-        message = f"{what} could not be written to {folder}: {error.strerror or error}"
+        message = f"{what} could not be written to {folder}: {disk_reason(error)}"
         raise TrainingError("disk", message, "system") from error
     except RuntimeError as error:
         if not isinstance(error.__context__, OSError):  # torch.save hides the write error behind its own
             raise
-        reason = error.__context__.strerror
+        reason = disk_reason(error.__context__)
         raise TrainingError("disk", f"{what} could not be written to {folder}: {reason}", "system") from error
+    except SafetensorError as error:  # how safetensors says it; what it is given to write is sound
+        raise TrainingError("disk", f"{what} could not be written to {folder}: {error}", "system") from error
 
 
 def _bad(path: Path, why: str) -> TrainingError:

@@ -2,27 +2,36 @@
 
 import os
 import platform
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from kdcore.config import Config
+from kdcore.evaluate import BATCH
 from kdcore.memory import power_of_two
 from kdcore.models.dropout import Dropout
 from kdcore.plan import Plan
 from kdcore.spec import JobSpec
 
 FLOPS_PER_THREAD = 500_000_000
-"""Forward FLOPs of a batch that make one more CPU thread worth its risk. Measured on two cores with 784-1200-1200-10
-at batch 32 (1.5e8): a second thread gains 1.4 times on idle cores and costs more than half beside one busy process,
-where one thread loses nothing. Convolutional nets gain up to 1.8 times."""
+"""Forward FLOPs of a batch that make one more CPU thread worth its risk, where `kdcore/threads.py` does not measure."""
 
 KEPT_SHARE = 0.5
-"""Of the memory that a job leaves free, for what its teachers said."""
+"""Of the memory that a job leaves free, or of the room in the cache, for what its teachers said."""
 
 PRODUCTS = ((32, 784, 1200), (256, 512, 256), (64, 64, 10))
 """Rows, inner size and columns of the products that are compared."""
+SMALL_FLOPS = 4_000_000
+"""Forward FLOPs of a batch below which a network's products are faster by MKL. oneDNN takes 20 to 45 µs to begin one,
+forward and backward; its products are as fast at 2e6 FLOPs each, and twice as fast above 1e7, on one thread."""
+COMPILE_FROM = {"auto": 100_000, "always": 0, "never": None}
+"""Steps of a stage that pay for compiling them; docs/decisions/compiled-steps.md has the figures."""
 LARGER_ERROR = 4.0
 """Times the error of another order of sums, which is no loss; bfloat16's is thousands of times as large."""
 
@@ -43,19 +52,27 @@ class Choices(Config, extra="ignore"):
     """Its version."""
     cpu: str
     """The processor's name."""
-    products: Literal["highest", "medium"] = "highest"
+    products: Literal["highest", "medium", "by_size"] = "highest"
     """torch's float32 matmul precision. `medium` lets a CPU use oneDNN, twice as fast as MKL on some: chosen, and used,
-    only where its products err no more than those of `highest`."""
+    only where its products err no more than those of `highest`. `by_size` is `medium`, and `highest` in the steps of
+    small networks."""
     masks: Literal["torch", "words"] = "torch"
     """What dropout's masks are made of; `kdcore/models/dropout.py` says how of words."""
+    channels_last: bool = False
+    """Whether the maps of the networks that train or teach lie in memory pixel by pixel, all channels of one together:
+    the layout that a CPU's convolutions are written for."""
+    compile_from: int | None = None
+    """Steps of a stage from which on they are compiled, where they can be (`kdcore/compiled.py`); none: never."""
     keep_bytes: int = 0
     """For what teachers said of the training samples, kept in the device's memory; 0: they are asked in every step."""
+    spill_bytes: int = 0
+    """The same of a stage whose teachers say more than that, kept in a file of the cache."""
 
 
 def choose(
-    spec: JobSpec, plan: Plan, *, device: Literal["cpu", "cuda"], cores: int, room: int | None = None
+    spec: JobSpec, plan: Plan, *, device: Literal["cpu", "cuda"], cores: int, room: int | None = None, disk: int = 0
 ) -> Choices:
-    """Decide for this machine.
+    """Decide for this machine, as far as the spec's `tuning` leaves it open.
 
     On a CPU one thread, and one more for every `FLOPS_PER_THREAD` that the largest batch costs the largest model
     forward, up to the cores. On CUDA, where the CPU only feeds the device, one.
@@ -64,22 +81,31 @@ def choose(
         device: what the worker offers.
         cores: how many cores the job may use.
         room: bytes of the device's memory that there are for the job; None where nobody knows.
+        disk: bytes that the cache may take; 0 where there is none.
     """
-    flops = max(model.flops for model in (*plan.teachers, plan.student))
-    work = flops * max(stage.batch_size for stage in plan.stages)
-    threads = min(cores, 1 + work // FLOPS_PER_THREAD) if device == "cpu" else 1
+    tuning, cpu = spec.tuning, device == "cpu"
+    threads = max(1, min(cores, 1 + largest_work(plan) // FLOPS_PER_THREAD))
     return Choices(
         device=device,
-        threads=max(1, threads),
+        threads=(threads if tuning.threads == "auto" else tuning.threads) if cpu else 1,
         precision=spec.precision,
         deterministic=True,
         torch=torch.__version__,
         cpu=cpu_name(),
-        products="medium" if device == "cpu" and is_exact("medium") else "highest",
-        masks="words" if device == "cpu" else "torch",
+        products="by_size" if cpu and tuning.products == "auto" and is_exact("medium") else "highest",
+        masks="words" if cpu and tuning.masks == "auto" else "torch",
+        channels_last=cpu and tuning.layout == "auto",
+        compile_from=COMPILE_FROM[tuning.compile] if cpu and can_compile() else None,
         # By powers of two: the same where a few MB more or less are free.
         keep_bytes=power_of_two(int(KEPT_SHARE * ((room or 0) - plan.memory.total))) if spec.keep_targets else 0,
+        spill_bytes=power_of_two(int(KEPT_SHARE * disk)) if spec.keep_targets else 0,
     )
+
+
+def largest_work(plan: Plan) -> int:
+    """Forward FLOPs of the largest batch of the largest network."""
+    flops = max(model.flops for model in (*plan.teachers, plan.student))
+    return flops * max((stage.batch_size for stage in plan.stages), default=BATCH)
 
 
 def apply(choices: Choices) -> None:
@@ -96,12 +122,26 @@ def apply(choices: Choices) -> None:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(choices.threads)
-    exact = choices.products == "highest" or (choices.device == "cpu" and is_exact(choices.products))
-    torch.set_float32_matmul_precision(choices.products if exact else "highest")
+    fast = choices.products != "highest" and choices.device == "cpu" and is_exact("medium")
+    torch.set_float32_matmul_precision("medium" if fast else "highest")
     Dropout.by_words = choices.masks == "words"
     torch.use_deterministic_algorithms(choices.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
 
 
+@contextmanager
+def step_products(choices: Choices, flops: int) -> Iterator[None]:
+    """While steps are made whose largest network takes so many forward FLOPs for a batch: the products that suit it."""
+    before = torch.get_float32_matmul_precision()
+    if choices.products == "by_size" and flops < SMALL_FLOPS:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
 def is_exact(precision: Literal["highest", "medium"]) -> bool:
     """Whether this CPU's float32 products at that setting are as exact as they can be.
 
@@ -126,6 +166,12 @@ def is_exact(precision: Literal["highest", "medium"]) -> bool:
     return True
 
 
+def can_compile() -> bool:
+    """Whether there are a C++ compiler and Python's headers, which torch's own compiler cannot do without."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     try:
@@ -139,3 +185,9 @@ def cpu_name() -> str:
 def usable_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_room() -> int:
+    """What this process could have of the GPU's memory, what it holds of it included."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved()

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from kdcore.data import DataError
+from kdcore.data.base import NoRoomError
 
 Kind = Literal["user", "system"]
 
@@ -84,14 +85,29 @@ def single_sample_errors(stage: str, size: int) -> Iterator[None]:
         raise TrainingError("single_sample", message) from error
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an `OSError`: there is no more room on the disk, or in the part of it that a user or a file may have."""
+
+
+def disk_reason(error: OSError) -> str:
+    """Why something could not be read or written, in words that say so where it is for lack of room."""
+    said = error.strerror or str(error)
+    return f"the disk is full ({said})" if error.errno in NO_SPACE else said
+
+
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Turns a `DataError`, or a data directory that may not be read, into a `TrainingError`."""
+    """Turns a `DataError`, a data directory that may not be read, or a full disk into a `TrainingError`."""
     try:
         yield
+    except NoRoomError as error:  # there may be room another time
+        raise TrainingError("disk", f"the disk is full: {error}", "system") from error
     except DataError as error:
         raise TrainingError("bad_data", str(error)) from error
     except OSError as error:
         if is_memory_error(error):
             raise
+        if error.errno in NO_SPACE:
+            message = f"the data could not be prepared: {disk_reason(error)}"
+            raise TrainingError("disk", message, "system") from error
         raise TrainingError("bad_data", f"the data cannot be read: {error}") from error

@@ -56,6 +56,11 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     return _share(ahead.sum(1) < k)
 
 
+def top_k(classes: int) -> int:
+    """The k of the top-k accuracy that is told of so many classes: 5, of few classes one less than there are."""
+    return max(1, min(5, classes - 1))
+
+
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of the labels, in nats."""
     return F.cross_entropy(logits.double(), labels).item()
@@ -77,6 +82,17 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS)
 def confusion_matrix(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(classes, classes) int64 counts: the row is the true class, the column the predicted one."""
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """Mean over classes of 2·TP / (2·TP + FP + FN), the largest logit being the decision.
+
+    Classes that no sample has and that is never decided for are left out.
+    """
+    matrix = confusion_matrix(logits, labels, logits.shape[1])
+    shares = matrix.sum(0) + matrix.sum(1)  # predicted and true: 2·TP + FP + FN
+    there = shares > 0
+    return float((2 * matrix.diagonal()[there].double() / shares[there]).mean())
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
@@ -103,7 +119,7 @@ def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
         `per_class_accuracy` holds none for a class without samples.
     """
     classes = logits.shape[1]
-    top = max(1, min(5, classes - 1))
+    top = top_k(classes)
     matrix = confusion_matrix(logits, labels, classes)
     right, totals = matrix.diagonal().tolist(), matrix.sum(1).tolist()
     values: dict[str, Any] = {
@@ -111,6 +127,7 @@ def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
         "accuracy_interval": list(wilson_interval(int((logits.argmax(1) == labels).sum()), len(labels))),
         "top_k": top,
         "top_k_accuracy": top_k_accuracy(logits, labels, top),
+        "macro_f1": macro_f1(logits, labels),
         "nll": nll(logits, labels),
         "ece": expected_calibration_error(logits, labels),
         "ece_bins": BINS,

@@ -1,6 +1,7 @@
 """A trained network as files that need nothing of this project: safetensors, torch.export, ONNX."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 import onnx
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kdcore.data import DataFacts
@@ -18,6 +19,7 @@ from kdcore.errors import TrainingError, is_memory_error
 from kdcore.inputs import Classifier, example_inputs
 from kdcore.latency import session
 from kdcore.models import FOREIGN
+from kdcore.reporter import Interrupted
 from kdcore.state import Weights
 
 TOLERANCE = 1e-4
@@ -32,22 +34,34 @@ def save_weights(path: Path, weights: Weights) -> None:
     Raises:
         OSError: it could not be written.
     """
+    path.write_bytes(_safetensors(weights))
+
+
+def weights_digest(weights: Weights) -> str:
+    """Of the file that `save_weights` writes, as `sha256:<hex>`."""
+    return f"sha256:{hashlib.sha256(_safetensors(weights)).hexdigest()}"
+
+
+def _safetensors(weights: Weights) -> bytes:
     if all(name.startswith(FOREIGN) for name in weights):
         weights = {name.removeprefix(FOREIGN): value for name, value in weights.items()}
     # One metadata entry only: the order of several is not fixed.
-    path.write_bytes(save({name: value.contiguous() for name, value in sorted(weights.items())}, {"format": "pt"}))
+    return save({name: value.contiguous() for name, value in sorted(weights.items())}, {"format": "pt"})
 
 
-def trace(classifier: Classifier, facts: DataFacts) -> ExportedProgram:
-    """torch.export of a classifier on the CPU, for any batch size.
+def trace(module: nn.Module, facts: DataFacts) -> ExportedProgram:
+    """torch.export of a classifier, or of what comes before one, on the CPU, for any batch size.
+
+    Args:
+        facts: of what it reads.
 
     Raises:
         TrainingError: `export_failed`, kind system.
     """
     example = example_inputs(facts, 2)  # 0 and 1 would be taken for constants
-    with _quiet("torch.export"), torch.no_grad():
+    with quiet("torch.export"), torch.no_grad():
         shapes = ({0: torch.export.Dim("batch")},)
-        return torch.export.export(classifier.eval(), (example,), dynamic_shapes=shapes)
+        return torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -64,7 +78,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
                     node.meta.pop(name, None)
     # By way of memory: torch's own writer ends the process where the disk is full.
     content = io.BytesIO()
-    with _quiet("torch.export"):
+    with quiet("torch.export"):
         torch.export.save(program, content)
     path.write_bytes(content.getbuffer())
 
@@ -74,8 +88,18 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
 
     Raises:
         TrainingError: `export_failed`, kind system.
+        OSError: it could not be written.
     """
-    with _quiet("torch.onnx"):
+    onnx.save_model(to_onnx(program), str(path))
+
+
+def to_onnx(program: ExportedProgram) -> onnx.ModelProto:
+    """The same in memory, without the traces that name files of this machine.
+
+    Raises:
+        TrainingError: `export_failed`, kind system.
+    """
+    with quiet("torch.onnx"):
         exported = torch.onnx.export(
             program, (), dynamo=True, input_names=["input"], output_names=["logits"], verbose=False
         )
@@ -87,7 +111,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
             del part.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
         del value.metadata_props[:]
-    onnx.save_model(model, str(path))
+    return model
 
 
 def check(classifier: Classifier, program: ExportedProgram, onnx_path: Path, facts: DataFacts) -> None:
@@ -121,8 +145,12 @@ def _name_batch(graph: onnx.GraphProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(what: str) -> Iterator[None]:
-    """Exporters talk on standard output and in warnings; only their failure is of interest."""
+def quiet(what: str) -> Iterator[None]:
+    """Exporters talk on standard output and in warnings; only their failure is of interest.
+
+    Raises:
+        TrainingError: `export_failed`, kind system.
+    """
     chatter = io.StringIO()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -130,7 +158,7 @@ def _quiet(what: str) -> Iterator[None]:
         with contextlib.redirect_stdout(chatter), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (TrainingError, OSError):
+    except (TrainingError, OSError, Interrupted):
         raise
     except Exception as error:
         if is_memory_error(error):

@@ -1,26 +1,34 @@
 """After the last stage: the test set, once; then the files."""
 
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-import kdcore
 from kdcore import export
 from kdcore.card import model_card
 from kdcore.checkpoint import disk_errors
-from kdcore.data import DataFacts
-from kdcore.inputs import Classifier, Normalise, unit
-from kdcore.job import Job, student_name, teacher_name, view_shapes
-from kdcore.latency import measure_latency
+from kdcore.errors import TrainingError
+from kdcore.evaluate import predict
+from kdcore.examine import tell
+from kdcore.export import quiet
+from kdcore.inputs import Classifier, Normalise, Reader, unit
+from kdcore.int8 import measure_int8, save_int8
+from kdcore.job import Job
+from kdcore.latency import measure_latency, time_calls
+from kdcore.models import OnnxNetwork
+from kdcore.papers import model_document, preprocessing
 from kdcore.plain import plain_function
+from kdcore.raw import RESIZING, WHITE, Fit, reads_pictures, save_raw
 from kdcore.report import build_result
-from kdcore.robustness import SAMPLES, measure_robustness
-from kdcore.spec import spec_document
+from kdcore.robustness import SAMPLES, SECONDS, Hits, measure_robustness
+from kdcore.state import student_name, teacher_name
+from kdcore.transfer import labelled
+
+RAW, INT8 = "student-raw.onnx", "student-int8.onnx"
 
 
 def finish(job: Job, out: Path) -> dict[str, Any]:
@@ -34,15 +42,25 @@ def finish(job: Job, out: Path) -> dict[str, Any]:
     names = [name for name in (*taught, *students) if name in job.state.models]
     logits = {name: job.predict(job.finished(name), "test", job.reader_of(name)) for name in names}
     held = {name: job.predict(job.finished(name), "validation", job.reader_of(name)) for name in names}
-    robust = {name: robustness(job, name) for name in names} if job.spec.evaluate.robustness else {}
+    tested = job.spec.evaluate.robustness and bool(labelled(job.data.test.labels).any())
+    first = {*taught, *(student_name(role) for role in ("baseline", "distill"))}  # of the repeats
+    shown = [name for name in names if tested and name in first and can_be_asked(job, name)]
+    robust = {name: robustness(job, name, SECONDS / len(shown)) for name in shown}
     with disk_errors("the student", out):
         out.mkdir(parents=True, exist_ok=True)
         code, speeds = write_models(job, out)
+        left_out: dict[str, str] = {}
+        write_raw(job, out, left_out)
+        int8 = write_int8(job, out, logits, left_out)
         job.session.poll()
-        result = build_result(job, logits, held, speeds, robust)
+        result = build_result(job, logits, held, speeds, robust) | {"int8": int8, "left_out": left_out}
+        for worse in result["worse_teachers"]:
+            tell(job, worse)
+        if result["latency_budget"] is not None and not result["latency_budget"]["met"]:
+            job.reporter.event("latency_missed", result["latency_budget"])
         model = model_document(job)
         _write_json(out / "model.json", model)
-        (out / "README.md").write_text(model_card(result, model, code), encoding="utf-8")
+        (out / "README.md").write_text(model_card(result, model, code, original(job)), encoding="utf-8")
         _write_json(out / "result.json", result)
     return result
 
@@ -74,6 +92,10 @@ def write_models(job: Job, out: Path) -> tuple[str | None, dict[str, dict[str, A
 
     for index in range(len(job.spec.teachers)):
         job.session.poll()
+        if is_file(job, teacher_name(index)):
+            given = job.loaded(teacher_name(index))
+            speeds[teacher_name(index)] = time_calls(given.call_of) if isinstance(given, OnnxNetwork) else {}
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "teacher.onnx"
             seen = job.teacher_readers[index].facts
@@ -82,12 +104,75 @@ def write_models(job: Job, out: Path) -> tuple[str | None, dict[str, dict[str, A
     return code, speeds
 
 
-def robustness(job: Job, name: str) -> dict[str, Any]:
-    """Of a finished model, on the test split."""
+def is_file(job: Job, name: str) -> bool:
+    """Whether a finished network is a teacher's ONNX file, or its logits alone: without gradients or exports."""
+    _, _, number = name.partition("teacher-")
+    return bool(number) and not job.spec.teachers[int(number) - 1].model.trainable
+
+
+def can_be_asked(job: Job, name: str) -> bool:
+    """Whether a finished network answers about any sample: of given logits there are those of the data alone."""
+    return not is_file(job, name) or isinstance(job.loaded(name), OnnxNetwork)
+
+
+def write_raw(job: Job, out: Path, left_out: dict[str, str]) -> None:
+    """Write the student that takes decoded pictures, where samples are such; else note why not."""
+    facts = job.data.facts
+    if len(facts.input_shape) != 3:
+        return
+    if not reads_pictures(facts):
+        left_out[RAW] = "samples are no pictures of one or three channels with 8 bits each"
+        return
+    job.session.poll()
+    fit: Fit = getattr(job.spec.data, "fit", "crop")  # sources whose pictures have one size all the same
+    before = preprocessing(job, job.student_reader.facts) | {"scale": WHITE, "resizing": RESIZING[fit]}
+    try:
+        reader = Reader(facts, job.spec.student.view)  # on the CPU, where it is traced
+        with quiet("onnx"):
+            save_raw(out / "student.onnx", reader, facts, before, out / RAW, fit)
+    except TrainingError as error:
+        (out / RAW).unlink(missing_ok=True)
+        _leave_out(job, left_out, RAW, str(error))
+
+
+def write_int8(job: Job, out: Path, logits: dict[str, Tensor], left_out: dict[str, str]) -> dict[str, Any] | None:
+    """Write the student of whole numbers, where the spec asks for it, and measure it; else note why not."""
+    if not job.spec.export.int8:
+        return None
+    job.session.poll()
+
+    def predicted(network: nn.Module) -> Tensor:
+        return predict(network, job.data.test, job.data.scale, job.session.poll)
+
+    try:
+        made = save_int8(job, out / "student.onnx", out / INT8)
+        with quiet("the quantised student"):
+            return measure_int8(job, out, made, logits, predicted)
+    except TrainingError as error:
+        (out / INT8).unlink(missing_ok=True)
+        _leave_out(job, left_out, INT8, str(error))
+        return None
+
+
+def _leave_out(job: Job, left_out: dict[str, str], name: str, reason: str) -> None:
+    left_out[name] = reason
+    job.reporter.event("file_left_out", {"name": name, "reason": reason})
+
+
+def robustness(job: Job, name: str, seconds: float) -> Hits:
+    """Of a finished model, on the test split, within so many seconds."""
     test = job.data.test
     model = Classifier(job.reader_of(name), job.finished(name))
-    pictures, labels = unit(test.inputs[:SAMPLES], job.data.scale), test.labels[:SAMPLES]
-    return measure_robustness(model, pictures, labels, poll=job.session.poll)
+    places = labelled(test.labels).nonzero().flatten()[:SAMPLES]
+    pictures, labels = unit(test.inputs[places], job.data.scale), test.labels[places]
+    gradients = not is_file(job, name)
+    return measure_robustness(model, pictures, labels, poll=job.session.poll, seconds=seconds, attacks=gradients)
+
+
+def original(job: Job) -> tuple[str, str] | None:
+    """What builds the student's network without this project, where something does."""
+    facts = job.student_reader.facts
+    return job.spec.student.model.original(facts.input_shape, len(facts.classes))
 
 
 def plain_or_none(program: ExportedProgram) -> str | None:
@@ -100,46 +185,6 @@ def plain_or_none(program: ExportedProgram) -> str | None:
 def classifier(job: Job, name: str) -> Classifier:
     """A finished network on the CPU with its normalisation, as it is exported."""
     return Classifier(Normalise(job.reader_of(name).facts), job.finished(name).cpu()).eval()
-
-
-def model_document(job: Job) -> dict[str, Any]:
-    """The content of model.json: what is needed to use the student, and where it comes from."""
-    facts, spec = job.student_reader.facts, spec_document(job.spec)
-    architecture = {**spec["student"]["model"], "classes": spec["student"]["model"]["classes"] or len(facts.classes)}
-    return {
-        "format_version": 1,
-        "name": job.spec.name,
-        "architecture": architecture,
-        "classes": list(facts.classes),
-        "task": facts.task,
-        "input": {"shape": list(facts.input_shape), "layout": layout(facts), "view": spec["student"]["view"]},
-        "preprocessing": preprocessing(job, facts),
-        "views": {name: list(shape) for name, shape in view_shapes(job.finished("student"), facts).items()},
-        "provenance": {
-            "spec_digest": job.spec_digest,
-            "data": spec["data"],
-            "data_digest": job.data.digest,
-            "teachers": spec["teachers"],
-            "stages": spec["stages"],
-            "seed": job.spec.seed,
-            "versions": {"kdcore": kdcore.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "choices": job.choices.model_dump(mode="json"),
-        },
-    }
-
-
-def layout(facts: DataFacts) -> str:
-    """The dimensions of a batch: N samples, C channels, H rows, W columns, T places, F features."""
-    if facts.vocabulary is not None:
-        return "NT"
-    return {3: "NCHW", 2: "NTF", 1: "NF"}[len(facts.input_shape)]
-
-
-def preprocessing(job: Job, facts: DataFacts) -> dict[str, Any]:
-    """How a sample becomes what the student's files read: scaled to [0, 1], or cut into tokens."""
-    if facts.vocabulary is not None:
-        return {"tokenizer": job.data.tokenizer, "vocabulary": facts.vocabulary}
-    return {"scale": job.data.scale, "range": [0, 1], "mean": list(facts.mean), "std": list(facts.std)}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """From stored samples to what a model reads: scaling to [0, 1], its view of them, normalisation."""
 
+from collections.abc import Sequence
+from itertools import chain
+
 import torch
 from torch import Tensor, nn, tensor
 
-from kdcore.data import BaseViewConfig, DataFacts
+from kdcore.data import BaseViewConfig, DataFacts, TokenizerConfig
 from kdcore.models import Network
 
 
@@ -33,19 +36,50 @@ class Reader(nn.Module):
     Attributes:
         facts: of the samples as the network sees them.
         normalise: the second half, which is exported with the network; the view is not.
+        columns: which tokens of a stored text are the network's: teachers may have their own tokenizers.
     """
 
-    def __init__(self, facts: DataFacts, view: BaseViewConfig | None) -> None:
+    def __init__(self, facts: DataFacts, view: BaseViewConfig | None, columns: slice = slice(None)) -> None:
         super().__init__()
-        self.view = view
+        self.view, self.columns = view, columns
         self.facts = view.facts(facts) if view is not None else facts
         self.normalise = Normalise(self.facts)
 
+    def seen(self, inputs: Tensor) -> Tensor:
+        """(B, …) whole samples in [0, 1] -> (B, …) the view of them, which an exported network reads."""
+        if self.columns != slice(None):
+            inputs = inputs[:, self.columns]
+        return self.view.apply(inputs, self.facts) if self.view is not None else inputs
+
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, …) whole samples in [0, 1] -> (B, …) what the network reads."""
-        seen = self.view.apply(inputs, self.facts) if self.view is not None else inputs
-        read: Tensor = self.normalise(seen)
+        read: Tensor = self.normalise(self.seen(inputs))
         return read
+
+
+def readers(
+    facts: DataFacts,
+    student: BaseViewConfig | None,
+    teachers: Sequence[tuple[BaseViewConfig | None, TokenizerConfig | None]],
+) -> tuple[Reader, list[Reader]]:
+    """The student's and each teacher's, of whole samples as they are stored: of texts the tokens of the data's own
+    tokenizer, then those of each teacher that has another.
+
+    Args:
+        facts: of the data, as its own tokenizer cuts it.
+        teachers: the view and the tokenizer of each.
+    """
+    if all(tokenizer is None for _, tokenizer in teachers):
+        return Reader(facts, student), [Reader(facts, view) for view, _ in teachers]
+    end = facts.input_shape[0]
+    own, found = slice(0, end), []
+    for view, tokenizer in teachers:
+        if tokenizer is None:
+            found.append(Reader(facts, view, own))
+        else:
+            found.append(Reader(tokenizer.facts(facts), view, slice(end, end + tokenizer.length)))
+            end += tokenizer.length
+    return Reader(facts, student, own), found
 
 
 class Classifier(nn.Module):
@@ -76,3 +110,14 @@ def example_inputs(facts: DataFacts, batch: int, generator: torch.Generator | No
         high = facts.vocabulary if generator is not None else 1
         return torch.randint(0, high, shape, generator=generator)
     return torch.rand(shape, generator=generator) if generator is not None else torch.zeros(shape)
+
+
+@torch.no_grad()
+def view_shapes(model: Network, facts: DataFacts) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's views, without the batch; `facts` are of what it reads."""
+    device = next(chain(model.parameters(), model.buffers())).device
+    modes = [(module, module.training) for module in model.modules()]
+    views = model.eval().views(example_inputs(facts, 1).to(device))
+    for module, training in modes:
+        module.training = training
+    return {name: tuple(view.shape[1:]) for name, view in views.items()}

@@ -4,43 +4,31 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdcore.bias import best_offset
-from kdcore.choices import Choices
-from kdcore.data import DataFacts, Dataset
+from kdcore.choices import Choices, device_room, step_products
+from kdcore.data import Dataset, Places, Split, StoredRows
 from kdcore.evaluate import predict
-from kdcore.inputs import Classifier, Reader, example_inputs
-from kdcore.losses import Context, Shapes, Term
+from kdcore.initial import beginning
+from kdcore.inputs import Classifier, Reader, readers, view_shapes
+from kdcore.losses import Context, Term
 from kdcore.memory import Need
-from kdcore.models import Network
+from kdcore.models import Network, Precomputed, mapped
+from kdcore.plan import Plan
 from kdcore.reporter import Reporter
 from kdcore.seeds import again, derive
 from kdcore.session import Session
 from kdcore.spec import JobSpec
 from kdcore.stages import Stage
-from kdcore.state import State, Training, Weights, copy_weights, trained_parameters
-from kdcore.targets import Kept, Targets, keep, kept_bytes, views_read
+from kdcore.state import State, Training, Weights, student_name, teacher_name, trained_parameters
+from kdcore.targets import Kept, Targets
 from kdcore.tasks import TASKS, Task
 from kdcore.teacher import freeze
-from kdcore.transfer import choose_samples
-
-FINISHED = {"baseline": "baseline", "distill": "student"}
-"""What the stages of a role leave, by its key in `state.models`."""
-
-
-def student_name(role: str, repeat: int = 0) -> str:
-    """Of the baseline or the student of a repeat in `state.models`."""
-    return FINISHED[role] + (f"-{repeat + 1}" if repeat else "")
-
-
-def teacher_name(index: int) -> str:
-    """Of the teacher at this place in `teachers`: as a stage, in `state.models` and, with its suffix, as a file."""
-    return f"teacher-{index + 1}"
+from kdcore.transfer import choose_samples, labelled
 
 
 @dataclass
@@ -59,19 +47,24 @@ class Job:
     state: State
     resumed: Mapping[str, Any] | None
     """The modules' state in the checkpoint this run began with, until it is restored."""
+    plan: Plan
     need: Need
     room: int | None
     """Bytes of the host's memory that there were for this job when it began."""
+    places: Places
     student_reader: Reader = field(init=False)
     teacher_readers: list[Reader] = field(init=False)
+    answers: dict[int, Mapping[str, Tensor | StoredRows]] = field(default_factory=dict)
+    """By its place, what a teacher that was asked over HTTP said of each split: (N, C) on the device."""
     _teachers: dict[int, Network] = field(default_factory=dict)
     _teacher_logits: dict[int, Tensor] = field(default_factory=dict)
-    _kept: Kept = field(default_factory=Kept)
+    kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         facts, spec = self.data.facts, self.spec
-        self.student_reader = Reader(facts, spec.student.view).to(self.device)
-        self.teacher_readers = [Reader(facts, teacher.view).to(self.device) for teacher in spec.teachers]
+        theirs = [(teacher.view, teacher.tokenizer) for teacher in spec.teachers]
+        own, others = readers(facts, spec.student.view, theirs)
+        self.student_reader, self.teacher_readers = own.to(self.device), [each.to(self.device) for each in others]
 
     def memory_advice(self, batch_size: int) -> str:
         """What to do about running out of memory with this batch size."""
@@ -86,6 +79,10 @@ class Job:
         if stage.role == "teacher" or self.spec.transfer.is_whole:
             return self._everything
         return self._transfer
+
+    def learnt(self) -> Tensor:
+        """The places of the training samples that the student learnt on; where it did not learn, of all."""
+        return (self.samples(self.stages[-1]) if self.stages else self._everything)[0]
 
     @cached_property
     def _everything(self) -> tuple[Tensor, Tensor]:
@@ -115,7 +112,21 @@ class Job:
         facts = self.reader(role, index).facts
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.spec.seed, "weights", role, index, *again(repeat)))
-            return config.build(facts.input_shape, len(facts.classes), facts.vocabulary)
+            network = config.build(facts.input_shape, len(self.outputs(role, index)), facts.vocabulary)
+        if isinstance(network, Precomputed):  # whose answers are cut to the data's classes already
+            network.classes, network.said = len(self.data.facts.classes), partial(self._said, index)
+        return network
+
+    def _said(self, index: int, split: str) -> Tensor | StoredRows:
+        """What a teacher without a network said of a split, which it was asked about or which the data brings."""
+        asked = self.answers.get(index)
+        brought: Split = getattr(self.data, split)
+        return asked[split] if asked is not None else brought.said()
+
+    def outputs(self, role: str, index: int) -> Sequence[str]:
+        """The names of a network's outputs."""
+        theirs = self.spec.teachers[index].classes if role == "teacher" else None
+        return theirs or self.data.facts.classes
 
     def reader(self, role: str, index: int = 0) -> Reader:
         """What the network of that role does with a sample before its first layer."""
@@ -127,16 +138,31 @@ class Job:
         return self.reader("teacher", int(number) - 1) if number else self.student_reader
 
     def finished(self, name: str) -> Network:
-        """A finished network with its weights, frozen, on the device; `name` is a key of `state.models`."""
+        """A finished network with its weights, frozen, on the device, and with the data's classes as its outputs;
+        `name` is a key of `state.models`."""
+        _, _, number = name.partition("teacher-")
+        role, index = ("teacher", int(number) - 1) if number else ("student", 0)
+        network = self.loaded(name)
+        if not isinstance(network, Precomputed):
+            network = mapped(network, self.outputs(role, index), self.data.facts.classes)
+        return freeze(network.to(self.device))
+
+    def loaded(self, name: str) -> Network:
+        """A finished network with its weights and its own outputs, on the CPU."""
         _, _, number = name.partition("teacher-")
         network = self.network("teacher", int(number) - 1) if number else self.network("student")
         network.load_state_dict(self.state.models[name])
-        return freeze(network.to(self.device))
+        return network
+
+    def placed(self, network: Network) -> Network:
+        """The network on the device, its maps in memory as chosen."""
+        network = network.to(self.device)
+        return network.to(memory_format=torch.channels_last) if self.choices.channels_last else network
 
     def teacher(self, index: int) -> Network:
         """A finished teacher; built once."""
         if index not in self._teachers:
-            self._teachers[index] = self.finished(teacher_name(index))
+            self._teachers[index] = self.placed(self.finished(teacher_name(index)))
         return self._teachers[index]
 
     def teachers_of(self, stage: Stage) -> dict[int, Network]:
@@ -151,6 +177,18 @@ class Job:
     def validation_labels(self) -> Tensor:
         return self.data.validation.labels.cpu()
 
+    def validation_scores(self, logits: Tensor) -> dict[str, float]:
+        """The task's, of the samples whose label is known; none where no label is.
+
+        Args:
+            logits: (N, C) of the validation split, on the CPU.
+        """
+        known = labelled(self.validation_labels)
+        if not known.any():
+            return {}
+        labels = self.validation_labels[known]
+        return {name: score(logits[known], labels) for name, score in self.task.scores.items()}
+
     def teacher_validation_logits(self, index: int) -> Tensor:
         """(N, C) on the CPU; computed once."""
         if index not in self._teacher_logits:
@@ -163,26 +201,19 @@ class Job:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def targets(self, stage: Stage, terms: nn.ModuleList) -> Targets:
-        """What the teachers say of the stage's samples; kept where these are the same in every epoch, and it fits."""
-        count = stage.index if stage.role == "teacher" else len(self.spec.teachers)
-        read = views_read(stage.losses, cast(Sequence[Term], list(terms)), count)
-        shapes = [
-            view_shapes(self.teacher(at), self.teacher_readers[at].facts) if at in read else {} for at in range(count)
-        ]
-        size = kept_bytes(read, shapes, len(self.data.train))
-        if stage.train.augment.is_on or size > self.choices.keep_bytes:
-            return Targets(read, {place: self.teacher(place) for place in read}, self.teacher_readers, {})
-        self._kept.make_room(read, size, self.choices.keep_bytes)
-        for place, names in read.items():
-            if missing := self._kept.missing(place, names):
-                reader, poll = self.teacher_readers[place], self.session.poll
-                keep(self._kept, place, missing, self.teacher(place), reader, self.data, self.autocast, poll)
-        return Targets(read, {}, self.teacher_readers, self._kept.views)
+    def products(self, stage: Stage, targets: Targets) -> AbstractContextManager[None]:
+        """The products of the stage's steps, by the largest network that they run."""
+        trained = self.plan.teachers[stage.index] if stage.role == "teacher" else self.plan.student
+        asked = [self.plan.teachers[place] for place in targets.teachers]
+        beside = self.plan.stages[self.stages.index(stage)].losses
+        largest = max(*(each.flops for each in (trained, *asked)), *(term.flops for term in beside))
+        return step_products(self.choices, largest * stage.train.batch_size)
 
     def predict(self, network: Network, split: str, reader: Reader) -> Tensor:
         """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""
         samples = self.data.validation if split == "validation" else self.data.test
+        if isinstance(network, Precomputed):
+            return network.said(split)[:].cpu()
         return predict(Classifier(reader, network), samples, self.data.scale, self.session.poll)
 
     def prepare(self, stage: Stage) -> Training:
@@ -190,9 +221,12 @@ class Job:
         family = self.family(stage)
         index = stage.index if family == "teacher" else 0
         model = self.network(family, index, stage.repeat)
-        if self.state.handed is not None:
-            model.load_state_dict(self.state.handed)
-        model.to(self.device)
+        begin = self.state.handed
+        if begin is None and family == "student":
+            begin = beginning(self.spec.student, model, self.state.models, lambda: self.teacher(0))
+        if begin is not None:
+            model.load_state_dict(begin)
+        model = self.placed(model)
         terms = self._terms(stage, model)
         rivals = {place: rival for place, term in enumerate(terms) if (rival := cast(Term, term).rival()) is not None}
         optimizer = stage.train.optimizer.build(trained_parameters(model, terms, rivals))
@@ -207,6 +241,7 @@ class Job:
         teachers = self.teachers_of(stage)
         places = range(max(teachers, default=-1) + 1)
         facts, readers = self.reader(stage.role, stage.index).facts, self.teacher_readers
+        counts, seen = self._label_counts(stage)
         context = Context(
             student=view_shapes(model, facts),
             teachers=[view_shapes(teachers[at], readers[at].facts) if at in teachers else {} for at in places],
@@ -214,8 +249,10 @@ class Job:
             vocabulary=facts.vocabulary,
             classes=len(facts.classes),
             task=facts.task,
-            partly_labelled=stage.role != "teacher" and self.spec.transfer.labelled < 1,
-            label_counts=self._label_counts(stage),
+            partly_labelled=self.spec.data.labelled < 1
+            or (stage.role != "teacher" and self.spec.transfer.labelled < 1),
+            label_counts=counts,
+            labels_seen=seen,
             samples=len(self.data.train),
             epochs=stage.train.epochs,
             teacher_networks=[teachers.get(at, nn.Identity()) for at in places],
@@ -223,30 +260,14 @@ class Job:
         torch.manual_seed(derive(self.spec.seed, "terms", stage.role, stage.index, *again(stage.repeat)))
         return nn.ModuleList(loss.build(context) for loss in stage.losses).to(self.device)
 
-    def _label_counts(self, stage: Stage) -> Tensor | None:
-        """(C,) how often each class is among the labels that the stage sees, on the CPU."""
+    def _label_counts(self, stage: Stage) -> tuple[Tensor | None, int]:
+        """(C,) how often each class is among the labels that the stage sees, on the CPU, and of how many samples."""
         samples, labels = self.samples(stage)
-        if labels.is_floating_point():
-            return None
         seen = labels[samples].cpu()
-        return torch.bincount(seen[seen >= 0], minlength=len(self.data.facts.classes))
-
-    def offset(self, stage: Stage, best: dict[str, Any]) -> Weights:
-        """The best epoch's weights; of a student whose spec asks for it, with the offset that validates best."""
-        weights: Weights = best["weights"]
-        named = self.spec.student.offset_classes
-        if stage.role == "teacher" or not named:
-            return weights
-        student = self.network("student")
-        student.load_state_dict(weights)
-        chosen = torch.tensor([name in named for name in self.data.facts.classes])
-        logits = self.predict(student.to(self.device), "validation", self.student_reader)
-        best["values"]["offset"] = best_offset(logits, self.validation_labels, chosen)
-        bias = student.output_bias()
-        assert bias is not None, "the plan has seen that there is one"
-        with torch.no_grad():
-            bias[chosen.to(self.device)] += best["values"]["offset"]
-        return copy_weights(student)
+        if seen.is_floating_point():
+            return (seen > 0.5).sum(0) if self.task.name == "multi_label" else None, len(seen)
+        known = seen[seen >= 0]
+        return torch.bincount(known, minlength=len(self.data.facts.classes)), len(known)
 
     def conclude(self, stage: Stage, weights: Weights) -> None:
         """Note what a stage leaves, and go on to the next."""
@@ -260,20 +281,3 @@ class Job:
         else:
             state.handed = weights
         state.next_stage()
-
-
-@torch.no_grad()
-def view_shapes(model: Network, facts: DataFacts) -> Shapes:
-    """The shapes of a model's views, without the batch; `facts` are of what it reads."""
-    device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    views = model.eval().views(example_inputs(facts, 1).to(device))
-    for module, training in modes:
-        module.training = training
-    return {name: tuple(view.shape[1:]) for name, view in views.items()}
-
-
-def device_room() -> int:
-    """What this process could have of the GPU's memory, what it holds of it included."""
-    free, _ = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved()

@@ -1,10 +1,13 @@
 """How much memory there is for a job, and the largest batch that fits into it. No torch: supervisors read it too."""
 
 import contextlib
+import ctypes
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 MIB = 2**20
 TRAINING = 1.5
@@ -96,6 +99,21 @@ def room_here(max_memory: int | None) -> int | None:
     if addresses != resource.RLIM_INFINITY:
         rooms.append(addresses - mine["VmSize"] - GROWTH["VmSize"])
     return min(rooms)
+
+
+def give_back() -> None:
+    """Hand the system what was freed between things that stay, where the C library can: glibc keeps such holes, and
+    before 2.38 does not even put a tensor where one of the same size was."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of the GPU's memory, as torch gave them out; on a CPU of the
+    machine's, torch and all libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _sizes(file: Path, *names: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ from kdcore.schema_walk import Place, field_names, tags, walk
 
 MOST_READ = 1000
 """Of pydantic's errors: a document of 1 MiB can hold a hundred thousand, and looking for near names takes time."""
-NOUNS = {"losses": "loss", "data": "data source"}
+NOUNS = {"losses": "loss", "data": "data source", "layers": "layer", "shortcut": "layer"}
 FOLLOW_UPS = ("default_factory_not_called",)
 SHAPE_ERRORS = ("missing", "extra_forbidden", "model_type")
 PLAIN = {

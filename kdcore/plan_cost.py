@@ -1,31 +1,33 @@
 """What a model and its training cost, found on the meta device: shapes without numbers."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
 from kdcore.config import Config
 from kdcore.data import DataFacts
 from kdcore.evaluate import BATCH
 from kdcore.inputs import example_inputs
-from kdcore.models import ModelConfig, Network
+from kdcore.meter import Meter
+from kdcore.models import HttpConfig, ModelConfig, Network, mapped
 from kdcore.optim import OptimizerConfig, SGDConfig
 from kdcore.stages import Stage
 
 FLOAT = 4
-LABEL = 8
-TEACHER_COPIES, STUDENT_COPIES = 4, 6
-"""At one time, at most: the best epoch, the one that replaces it, and two for what a check for NaN writes; of the
-student also the baseline's weights and those that one stage hands to the next."""
-
+HANDED = 2
+"""Copies of the student beside those that are finished, at most: what one stage hands to the next, and what that one
+is about to hand on; or the two that an offset is tried with."""
+HOLES = 2
+"""Times a stage's gradients, made and freed in every step: what the C library takes for them beside their own size,
+since it cannot put them where the last step's were. 1.1, measured with glibc 2.36."""
+EXPORT_COPIES = 10
+"""Of the largest network, for what writes and checks its files: 4 for a teacher's ONNX, 5 for the student that takes
+pictures, 7 for the one of whole numbers, measured, and more in the holes of the C library beside other work."""
+COMPARED = 4 * FLOAT
+"""Bytes of a comparison: itself, what the loss makes of it, and a gradient of each."""
 RIVAL_COPIES = 2
 """Numbers that Adam keeps for each parameter."""
 
@@ -42,6 +44,7 @@ class ModelPlan(Config):
     """A model's size."""
 
     parameters: int
+    """0 of an ONNX file, which is not read yet, as are its FLOPs and bytes."""
     flops: int
     """Floating-point operations of one sample's forward pass: two per multiply-add of matrix products and
     convolutions, as torch's FlopCounterMode counts; everything else is not counted."""
@@ -60,10 +63,10 @@ class MemoryPlan(Config):
     weights: int
     """Teachers and student, and what the losses of a stage have of their own: regressors, peers, banks."""
     copies: int
-    """Of the best epoch, its successor and finished models, and what checking them for NaN takes; on a GPU these
-    are in the host's memory."""
+    """Of what is finished, of the best epoch and of what stages hand on; and what writing the files takes beyond all
+    that training has freed by then. On a GPU these are in the host's memory."""
     optimizer: int
-    """Gradients and the optimizer's state."""
+    """Gradients, the holes that they leave, and the optimizer's state."""
     activations: int
     """What the forward passes of a batch write, in training or in evaluation."""
     evaluation: int = 0
@@ -71,7 +74,7 @@ class MemoryPlan(Config):
     per_sample: int = 0
     """What a sample of a training batch writes, at most; 0 in plans of an earlier version."""
     data: int
-    """All splits, as bytes."""
+    """All splits: labels, and unless they stay in a file the samples and a teacher's logits, asked over HTTP or not."""
     total: int
 
 
@@ -83,10 +86,16 @@ class TermPlan(Config):
     """The pairs of the student's and the teacher's layers that it compares."""
     comparisons: int = 0
     """Pairs or triples, of samples or of channels, that it compares in a step; 0 where they are few."""
+    held: int = 0
+    """Of these, the ones that are in memory at once; 0 in plans of an earlier version."""
     parameters: int = 0
     """That train with the student, and are no part of what is exported."""
     buffers: int = 0
     """Bytes that it keeps beside them, such as a bank of embeddings."""
+    flops: int = 0
+    """Of one sample's forward pass through a network of its own, a peer."""
+    activations: int = 0
+    """Bytes that this pass writes; 0, like its FLOPs, in plans of an earlier version."""
 
 
 class StagePlan(Config):
@@ -103,8 +112,13 @@ class StagePlan(Config):
     losses: list[TermPlan] = Field(default_factory=list)
     """In the spec's order; empty in plans of an earlier version."""
     target_bytes: int | None = None
-    """What its teachers say of all training samples takes so much memory, to be kept where there is as much; none
-    where they are asked in every step: the stage augments, or `keep_targets` is off."""
+    """What its teachers say of all training samples takes so many bytes, to be kept in memory or in a file where there
+    is as much room; none where they are asked in every step."""
+    target_views: list[str] = Field(default_factory=list)
+    """What that is, as in `teacher-1/logits`; empty in plans of an earlier version."""
+    asked_because: str | None = None
+    """Why they are asked in every step; none where they are not, or only for lack of room, which is seen when the job
+    begins."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,7 @@ class Costs:
         network: without numbers, on the meta device.
         buffers: bytes of what is saved but not trained.
         activations: bytes that one sample's forward pass writes.
+        asked: whether it is asked over HTTP, once about every sample.
     """
 
     plan: ModelPlan
@@ -126,70 +141,21 @@ class Costs:
     network: Network
     buffers: int
     activations: int
+    asked: bool = False
 
 
-class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts FLOPs and bytes written. FlopCounterMode would do, but its hooks are global and not thread-safe.
-
-    What torch works out for a meta tensor takes a third of a millisecond an operation, and a network repeats few
-    operations many times (a recurrent one at every place): each is worked out once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-        self.written = 0
-        self._known: dict[Any, tuple[int, int, Any]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        in_place = func._schema.name.endswith("_")
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
-        if key in self._known:
-            flops, written, like = self._known[key]
-            out = args[0] if in_place else tree_map_only(Tensor, Tensor.detach, like)
-        else:
-            out = func(*args, **kwargs)
-            flops, written = _cost(func, args, kwargs, out)
-            same = in_place and _signature(args[0]) == key[1][0]
-            if same or all(result.alias_info is None for result in func._schema.returns):  # no view of another
-                self._known[key] = flops, written, out
-        self.flops += flops
-        self.written += written
-        return out
-
-
-def _cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[int, int]:
-    """FLOPs of an operation, and the bytes of its results that are no views of what was there."""
-    count: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
-    results = out if isinstance(out, (tuple, list)) else [out]
-    written = sum(
-        result.numel() * result.element_size()
-        for result, described in zip(results, func._schema.returns, strict=False)
-        if isinstance(result, Tensor) and described.alias_info is None
-    )
-    return int(count(*args, **kwargs, out_val=out)) if count is not None else 0, written
-
-
-def _signature(value: Any) -> Any:
-    """All that the shapes of an operation's results depend on, to be hashed."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    if isinstance(value, (tuple, list)):
-        return tuple(_signature(each) for each in value)
-    return type(value), value
-
-
-def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
+def model_costs(config: ModelConfig, facts: DataFacts, theirs: Sequence[str] | None = None) -> Costs:
     """Build a model on the meta device and run one sample through it.
+
+    Args:
+        theirs: the names of its outputs, where these are not the data's classes as they are.
 
     Raises:
         ModelError: the model cannot be built for this data.
     """
-    with torch.device("meta"), torch.no_grad(), _Meter() as meter:
-        network = config.build(facts.input_shape, len(facts.classes), facts.vocabulary).eval()
+    with torch.device("meta"), torch.no_grad(), Meter() as meter:
+        built = config.build(facts.input_shape, len(theirs or facts.classes), facts.vocabulary)
+        network = mapped(built, theirs, facts.classes).eval()
         inputs = example_inputs(facts, 1)
         meter.flops = meter.written = 0  # until here it only spared time
         views = network.views(inputs)
@@ -202,13 +168,24 @@ def model_costs(config: ModelConfig, facts: DataFacts) -> Costs:
         layers=[LayerPlan(name=name, shape=list(shape)) for name, shape in shapes.items()],
     )
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
-    return Costs(plan, shapes, facts, network, buffers, meter.written + inputs.numel() * FLOAT)
+    written = meter.written + inputs.numel() * FLOAT
+    return Costs(plan, shapes, facts, network, buffers, written, isinstance(config, HttpConfig))
 
 
-def sample_flops(stage: Stage, teachers: Sequence[ModelPlan], student: ModelPlan) -> int:
-    """To train on one sample once, a backward pass counted as two forward ones."""
+def sample_flops(stage: Stage, planned: StagePlan, teachers: Sequence[ModelPlan], student: ModelPlan) -> int:
+    """To train on one sample once, a backward pass counted as two forward ones; teachers whose answers are kept are
+    asked in one epoch of all."""
     trained = teachers[stage.index] if stage.role == "teacher" else student
-    return 3 * trained.flops + sum(teachers[index].flops for index in stage.teachers(len(teachers)))
+    learned = 3 * (trained.flops + sum(term.flops for term in planned.losses))
+    asked = sum(teachers[index].flops for index in stage.teachers(len(teachers)))
+    return learned + (asked if planned.asked_because is not None else asked // planned.epochs)
+
+
+def forward_cost(network: nn.Module, facts: DataFacts) -> tuple[int, int]:
+    """FLOPs of one sample's forward pass through a network on the meta device, and the bytes that it writes."""
+    with torch.device("meta"), torch.no_grad(), Meter() as meter:
+        network(example_inputs(facts, 1))
+    return meter.flops, meter.written
 
 
 def plan_memory(
@@ -224,20 +201,27 @@ def plan_memory(
     learned = [FLOAT * sum(term.parameters for term in stage.losses) for stage in planned]
     kept = [sum(term.buffers for term in stage.losses) for stage in planned]
     own = max(map(sum, zip(learned, kept, strict=True)), default=0)
-    weights, copies = large + small + own, TEACHER_COPIES * large + STUDENT_COPIES * small
+    finished = len({(stage.role, stage.repeat) for stage in stages if stage.role != "teacher"})
+    weights, copies = large + small + own, large + (finished + HANDED) * small
     evaluated = min(BATCH, max(facts.validation, facts.test))
     evaluation = max(model.activations for model in (*teachers, student)) * evaluated
     optimizer, activations, most = 0, evaluation, 0
-    for stage, extra in zip(stages, learned, strict=True):
+    for stage, extra, about in zip(stages, learned, planned, strict=True):
         trained = teachers[stage.index] if stage.role == "teacher" else student
-        rivals = extra * (1 + RIVAL_COPIES)  # some of it may have an Adam of its own
-        optimizer = max(optimizer, trained.plan.bytes * (1 + _state_copies(stage.train.optimizer)) + rivals)
+        rivals = extra * (1 + HOLES + RIVAL_COPIES)  # some of it may have an Adam of its own
+        optimizer = max(optimizer, trained.plan.bytes * (1 + HOLES + _state_copies(stage.train.optimizer)) + rivals)
         read = stage.teachers(len(teachers))
         per_sample = trained.activations + sum(teachers[index].activations for index in read)
+        per_sample += sum(term.activations for term in about.losses)
         most = max(most, per_sample)
-        activations = max(activations, per_sample * stage.train.batch_size)
-    data = (math.prod(facts.input_shape) * facts.bytes_each + LABEL) * (facts.train + facts.validation + facts.test)
-    total = weights + copies + optimizer + activations + data
+        compared = COMPARED * sum(term.held for term in about.losses)
+        activations = max(activations, per_sample * stage.train.batch_size + compared)
+    asked = sum(FLOAT * len(facts.classes) for teacher in teachers if teacher.asked)
+    stored = facts.input_bytes + facts.logits_bytes + asked if facts.resident else 0
+    data = (stored + facts.label_bytes) * (facts.train + facts.validation + facts.test)
+    largest = max(model.plan.bytes + model.buffers for model in (*teachers, student))
+    export = large + small + EXPORT_COPIES * largest  # of each a network that it is traced from
+    copies += max(0, export - optimizer - activations)
     return MemoryPlan(
         weights=weights,
         copies=copies,
@@ -246,7 +230,7 @@ def plan_memory(
         evaluation=evaluation,
         per_sample=most,
         data=data,
-        total=total,
+        total=weights + copies + optimizer + activations + data,
     )
 
 

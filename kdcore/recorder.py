@@ -1,8 +1,10 @@
 """The training metrics of a stage: evenly thinned, and checked to be finite at every step."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 
 import torch
@@ -12,8 +14,9 @@ from kdcore.errors import diverged
 from kdcore.losses import LossConfig
 from kdcore.reporter import Reporter
 
-CUDA_STEPS = 16
-"""Steps between two reads from a GPU: each read waits for it."""
+READ_SECONDS = 0.1
+READ_STEPS = 64
+"""Between two reads, whichever comes first: a GPU waits for each, and a small step on a CPU is lengthened by it."""
 
 
 def term_names(losses: Sequence[LossConfig]) -> list[str]:
@@ -34,15 +37,15 @@ class Recorder:
     """
 
     def __init__(
-        self, reporter: Reporter, stage: str, losses: Sequence[LossConfig], *, steps: int, points: int, on_cuda: bool
+        self, reporter: Reporter, stage: str, losses: Sequence[LossConfig], *, steps: int, points: int
     ) -> None:
         self._reporter = reporter
         self._stage = stage
         self._terms = term_names(losses)
         self._steps = steps
         self._stride = math.ceil(steps / points)
-        self._every = CUDA_STEPS if on_cuda else 1
-        self._pending: list[tuple[int, float, Sequence[float], Tensor, list[str]]] = []
+        self._read = time.monotonic()
+        self._pending: list[tuple[int, float, Sequence[float], list[Tensor], list[str]]] = []
 
     def add(
         self,
@@ -64,18 +67,20 @@ class Recorder:
         Raises:
             TrainingError: `diverged`, once a noted value is not finite.
         """
-        scalars = torch.stack([value.detach() for value in (*values, *extras.values())])
+        watched = [value.detach().clone() for value in extras.values()]  # a term writes over what it keeps
+        scalars = [*(value.detach() for value in values), *watched]
         self._pending.append((step, rate, weights, scalars, list(extras)))
-        if len(self._pending) >= self._every:
+        if len(self._pending) >= READ_STEPS or time.monotonic() - self._read >= READ_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Read what is pending from the device in one go, check it and report the kept steps."""
         if not self._pending:
             return
-        pending, self._pending = self._pending, []
-        rows = torch.stack([values for _, _, _, values, _ in pending]).tolist()
-        for (step, rate, weights, _, extras), row in zip(pending, rows, strict=True):
+        pending, self._pending, self._read = self._pending, [], time.monotonic()
+        read = iter(torch.stack([value for _, _, _, scalars, _ in pending for value in scalars]).tolist())
+        for step, rate, weights, scalars, extras in pending:
+            row = list(islice(read, len(scalars)))
             core = row[: len(row) - len(extras)]
             self._check(step, core)
             if step % self._stride == 0 or step == self._steps:

@@ -11,7 +11,7 @@ Request = Literal["cancel", "pause", "drain"]
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: training stopped because it was asked to
-    """Training stopped on request; for `pause` and `drain` a checkpoint was reported before."""
+    """Training stopped on request; for `pause` and `drain` a checkpoint was reported before, once there was a step."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -64,6 +64,12 @@ class Reporter(Protocol):
 
     def requested(self) -> Request | None:
         """What was asked for; polled at every step, so it must be cheap."""
+
+
+def heed(reporter: Reporter) -> None:
+    """Raise `Interrupted` if the job was asked to stop, where it has nothing to save."""
+    if (request := reporter.requested()) is not None:
+        raise Interrupted(request)
 
 
 class PrintReporter:

@@ -3,9 +3,10 @@
 Everything happens in [0, 1], before normalisation, on the first samples of the test split, the same for every model.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -16,6 +17,8 @@ NOISES = (0.05, 0.1, 0.2)
 EPSILONS = (2 / 255, 8 / 255)
 PGD_STEPS = 10
 Change = Callable[[Tensor, torch.Generator], Tensor]
+Hits = Mapping[str, Tensor | None]
+"""On which pictures a model is right, (N,) bool, by test; none of a test that was not made to its end."""
 
 
 def gaussian(sigma: float) -> Change:
@@ -63,7 +66,18 @@ CHANGES: Mapping[str, Change] = {
 }
 
 
-def attack(model: nn.Module, pictures: Tensor, labels: Tensor, epsilon: float, steps: int) -> Tensor:
+class _TimeError(Exception):
+    """What is left of a test is not made."""
+
+
+def attack(
+    model: nn.Module,
+    pictures: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    steps: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Pictures within `epsilon` of the given ones, each pixel, on which the model is as wrong as its gradient finds.
 
     One step of `epsilon` is the fast gradient sign method (Goodfellow, Shlens, Szegedy, arXiv 1412.6572); several of
@@ -73,10 +87,12 @@ def attack(model: nn.Module, pictures: Tensor, labels: Tensor, epsilon: float, s
     Args:
         model: (B, C, H, W) in [0, 1] -> (B, classes) logits, frozen.
         labels: (B,) int64.
+        poll: called before each step.
     """
     found = pictures.clone()
     size = epsilon if steps == 1 else epsilon / 4
     for _ in range(steps):
+        poll()
         found.requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(found), labels), found)
         moved = found.detach() + size * gradient.sign()
@@ -92,28 +108,83 @@ def measure_robustness(
     *,
     poll: Callable[[], None] = lambda: None,
     seconds: float = SECONDS,
-) -> dict[str, Any]:
-    """Accuracy on the first samples as they are, and under each change and attack.
+    attacks: bool = True,
+) -> Hits:
+    """On which of the first samples the model is right, as they are and under each change and attack.
 
     Args:
         model: (B, C, H, W) float32 in [0, 1] -> (B, classes) logits, frozen and in eval mode.
         pictures: (N, C, H, W) in [0, 1]; at most 1,000 are used.
         labels: (N,) int64.
-        poll: called before each batch.
-        seconds: after which no further test is begun; what is missing then is none.
+        poll: called before each batch, and before each step of an attack.
+        seconds: after which nothing further is begun, be it in the midst of a test.
+        attacks: whether it has a gradient that can be followed.
+
+    Returns:
+        (N,) bool by test, `clean` first; none of a test that there was no time for.
     """
     pictures, labels = pictures[:SAMPLES], labels[:SAMPLES]
     end = time.monotonic() + seconds
-    tests: dict[str, Change] = {"clean": lambda x, _: x, **CHANGES}
-    found: dict[str, Any] = {"samples": len(pictures)}
-    for name, change in tests.items():
-        found[name] = _accuracy(model, pictures, labels, _fixed(change), poll) if time.monotonic() < end else None
-    for epsilon in EPSILONS:
-        for name, steps in (("fgsm", 1), ("pgd", PGD_STEPS)):
-            hostile = _hostile(model, epsilon, steps)
-            key = f"{name}_{round(epsilon * 255)}/255"
-            found[key] = _accuracy(model, pictures, labels, hostile, poll) if time.monotonic() < end else None
+
+    def in_time() -> None:
+        poll()
+        if time.monotonic() >= end:
+            raise _TimeError
+
+    changes: dict[str, Change] = {"clean": lambda x, _: x, **CHANGES}
+    tests = {name: _fixed(change) for name, change in changes.items()}
+    hostile = {
+        f"{name}_{round(epsilon * 255)}/255": _hostile(model, epsilon, steps, in_time)
+        for epsilon in EPSILONS
+        for name, steps in (("fgsm", 1), ("pgd", PGD_STEPS))
+    }
+    found: dict[str, Tensor | None] = {}
+    for name, alter in (tests | (hostile if attacks else {})).items():
+        try:
+            found[name] = _right(model, pictures, labels, alter, in_time)
+        except _TimeError:
+            found[name] = None
     return found
+
+
+def accuracies(hits: Hits) -> dict[str, Any]:
+    """What the result says of a model: its accuracy in every test, none where it was not made to its end; of how many
+    `samples`; and `left_out`, the tests that there was no time for."""
+    hostile = [f"{name}_{round(epsilon * 255)}/255" for epsilon in EPSILONS for name in ("fgsm", "pgd")]
+    found = {name: hits.get(name) for name in ("clean", *CHANGES, *hostile)}
+    return {
+        "samples": max((len(right) for right in hits.values() if right is not None), default=0),
+        **{name: float(right.double().mean()) if right is not None else None for name, right in found.items()},
+        "left_out": [name for name, right in hits.items() if right is None],
+    }
+
+
+def compare_robustness(student: Hits, baseline: Hits) -> dict[str, float] | None:
+    """Whether the distilled student loses less under changes and attacks than the one that learnt labels alone.
+
+    Args:
+        student, baseline: of `measure_robustness`, on the same pictures.
+
+    Returns:
+        `student` and `baseline`: the mean accuracy lost, from that on clean pictures, over all tests that both had
+        time for; `gain`: how much less the student loses; `low` and `high`: its 95% interval, by the standard error of
+        the pictures' differences. None where no test was made.
+    """
+    both = [name for name in student if student[name] is not None and baseline.get(name) is not None]
+    if "clean" not in both or len(both) < 2:
+        return None
+    ours, theirs = (_lost(hits, both) for hits in (student, baseline))
+    less = theirs - ours
+    wide = 1.96 * float(less.std()) / math.sqrt(len(less)) if len(less) > 1 else math.inf
+    gain = float(less.mean())
+    found = {"student": float(ours.mean()), "baseline": float(theirs.mean()), "gain": gain}
+    return found | {"low": max(-2.0, gain - wide), "high": min(2.0, gain + wide)}
+
+
+def _lost(hits: Hits, tests: Sequence[str]) -> Tensor:
+    """(N,) what each picture adds to the mean accuracy that these tests take, `clean` not being one."""
+    right = {name: cast(Tensor, hits[name]).double() for name in tests}
+    return right.pop("clean") - torch.stack(list(right.values())).mean(0)
 
 
 Altered = Callable[[Tensor, Tensor], Tensor]
@@ -129,16 +200,16 @@ def _fixed(change: Change) -> Altered:
     return altered
 
 
-def _hostile(model: nn.Module, epsilon: float, steps: int) -> Altered:
-    return lambda pictures, labels: attack(model, pictures, labels, epsilon, steps)
+def _hostile(model: nn.Module, epsilon: float, steps: int, poll: Callable[[], None]) -> Altered:
+    return lambda pictures, labels: attack(model, pictures, labels, epsilon, steps, poll)
 
 
-def _accuracy(model: nn.Module, pictures: Tensor, labels: Tensor, alter: Altered, poll: Callable[[], None]) -> float:
-    right = 0
+def _right(model: nn.Module, pictures: Tensor, labels: Tensor, alter: Altered, poll: Callable[[], None]) -> Tensor:
+    right = []
     for start in range(0, len(pictures), BATCH):
         poll()
         batch, truth = pictures[start : start + BATCH], labels[start : start + BATCH]
         changed = alter(batch, truth)
         with torch.no_grad():
-            right += int((model(changed).argmax(1) == truth).sum())
-    return right / len(pictures)
+            right.append((model(changed).argmax(1) == truth).cpu())
+    return torch.cat(right)

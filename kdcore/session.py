@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Session:
         self._began, self._began_at_step = self._marked, 0
         self._seconds: deque[float] = deque(maxlen=2)
         """That the last two checkpoints took to write. The smaller counts: a disk may be slow for once."""
+        self._watchers: list[Callable[[], None]] = []
 
     @contextmanager
     def stage(self, training: Training, recorder: Recorder) -> Iterator[None]:
@@ -67,6 +68,15 @@ class Session:
             self._account()
             self._running = None
 
+    @contextmanager
+    def watched(self, watcher: Callable[[], None]) -> Iterator[None]:
+        """The time in which `watcher` is called after every step."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
     def poll(self) -> None:
         """Raise `Interrupted` if the job was asked to stop; after a checkpoint, where it shall go on later."""
         request = self._reporter.requested()
@@ -78,6 +88,8 @@ class Session:
 
     def step_done(self) -> None:
         """Called after every step: tells progress and saves, when it is time."""
+        for watcher in self._watchers:
+            watcher()
         now = time.monotonic()
         if now - self._reported >= PROGRESS_SECONDS:
             self._reported = now
@@ -120,6 +132,8 @@ class Session:
     def _position(self) -> tuple[str, int, int]:
         """Stage, epoch and step; the end of the last stage where all are done."""
         state = self._state
+        if not self._stages:
+            return "evaluation", 0, 0
         if state.stage < len(self._stages):
             return self._name(), state.epoch, state.step
         last = self._stages[-1]

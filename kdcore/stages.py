@@ -5,7 +5,8 @@ from typing import Literal
 
 from kdcore.data.base import TaskName
 from kdcore.losses import BinaryCrossEntropyConfig, CrossEntropyConfig, LossConfig, MSEConfig
-from kdcore.spec import JobSpec, StageConfig, TrainConfig
+from kdcore.spec import JobSpec
+from kdcore.training import StageConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _student_stages(spec: JobSpec, repeat: int) -> list[Stage]:
             repeat,
         )
         for index, stage in enumerate(spec.stages)
-        if spec.baseline and spec.transfer.labelled > 0
+        if spec.baseline and spec.transfer.labelled > 0 and spec.data.labelled > 0
     ]
     distillation = [
         Stage(f"{stage.name}{suffix}", "distill", index, stage, list(stage.losses), repeat)
@@ -78,11 +79,13 @@ def _student_stages(spec: JobSpec, repeat: int) -> list[Stage]:
 
 
 def _alone(spec: JobSpec, stage: StageConfig) -> LossConfig:
-    """The baseline's loss: the task's on labels, with the class weights that the student's own has."""
+    """The baseline's loss: the task's on labels, with the weights of classes that the student's own has."""
     loss = label_loss(spec.data.task_name)
     for given in stage.losses:
         if isinstance(given, CrossEntropyConfig) and isinstance(loss, CrossEntropyConfig):
             return loss.model_copy(update={"class_weights": given.class_weights})
+        if isinstance(given, BinaryCrossEntropyConfig) and isinstance(loss, BinaryCrossEntropyConfig):
+            return loss.model_copy(update={"pos_weight": given.pos_weight})
     return loss
 
 

@@ -1,6 +1,6 @@
 """What a resume needs: where the job is, what is finished, and the modules of the running stage."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import diverged
-from kdcore.losses.base import Rival
+from kdcore.losses.base import Batch, Rival
 from kdcore.models import Network
+from kdcore.update import Update
 
 Weights = dict[str, Tensor]
 """A model's state_dict, copied to the CPU."""
+
+FINISHED = {"baseline": "baseline", "distill": "student"}
+"""What the stages of a role leave, by its key in `state.models`."""
+
+
+def student_name(role: str, repeat: int = 0) -> str:
+    """Of the baseline or the student of a repeat in `state.models`."""
+    return FINISHED[role] + (f"-{repeat + 1}" if repeat else "")
+
+
+def teacher_name(index: int) -> str:
+    """Of the teacher at this place in `teachers`: as a stage, in `state.models` and, with its suffix, as a file."""
+    return f"teacher-{index + 1}"
 
 
 @dataclass
@@ -60,6 +74,12 @@ class Training:
     optimizer: torch.optim.Optimizer
     device: torch.device
     rivals: Mapping[int, Rival] = field(default_factory=dict)
+    compiled: Callable[[Batch, Sequence[float], float], list[Tensor] | None] | None = None
+    """Makes a step in one go, or answers with none; what it leaves in all modules is what the loop's steps leave."""
+    update: Update = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.update = Update(self.optimizer)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer updates: the model's parameters and those of its terms that no rival has."""
@@ -81,6 +101,7 @@ class Training:
         self.model.load_state_dict(saved["model"])
         self.terms.load_state_dict(saved["terms"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.update = Update(self.optimizer)
         for place, rival in self.rivals.items():
             rival.optimizer.load_state_dict(saved["rivals"][str(place)])
         torch.set_rng_state(saved["generator"])
@@ -101,11 +122,21 @@ def trained_parameters(model: nn.Module, terms: nn.ModuleList, rivals: Mapping[i
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no floating-point tensor holds a NaN or an infinity; one read from the device."""
-    flags = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
-    return bool(torch.stack(flags).all()) if flags else True
+    """Whether no floating-point tensor holds a NaN or an infinity; one read from the device, and no copy."""
+    ends = [end for tensor in tensors if tensor.is_floating_point() and tensor.numel() for end in tensor.aminmax()]
+    return bool(torch.stack([end.double() for end in ends]).isfinite().all()) if ends else True
 
 
-def copy_weights(model: nn.Module) -> Weights:
-    """A copy of the model's state on the CPU, which later updates leave alone."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+def copy_weights(model: nn.Module, into: Weights | None = None) -> Weights:
+    """A copy of the model's state on the CPU, however it lies in memory, which later updates leave alone.
+
+    Args:
+        into: an earlier copy that nobody needs any more, to be written over: no second one is ever there.
+    """
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    if into is None:
+        plain = torch.contiguous_format
+        return {name: value.to("cpu", copy=True, memory_format=plain) for name, value in state.items()}
+    for name, value in state.items():
+        into[name].copy_(value)
+    return into

@@ -12,7 +12,10 @@ from kdcore import evaluate
 from kdcore.data.base import TaskName
 
 Score = Callable[[Tensor, Tensor], float]
-MetricName = Literal["accuracy", "nll", "macro_f1", "auroc", "mae", "rmse", "r2", "recall_at_1", "recall_at_5"]
+MetricName = Literal[
+    "accuracy", "top_k_accuracy", "nll", "ece", "macro_f1", "auroc", "label_accuracy",
+    "mae", "rmse", "r2", "recall_at_1", "recall_at_5",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Task:
     of_each: Callable[[Tensor, Tensor], Tensor]
     likeness: Mapping[str, Score]
     measure: Callable[[Tensor, Tensor], dict[str, Any]]
-    least: frozenset[str] = frozenset({"nll", "mae", "rmse"})
+    least: frozenset[str] = frozenset({"nll", "ece", "mae", "rmse"})
     calibrated: bool = False
 
     @property
@@ -81,6 +84,19 @@ def binary_nll(logits: Tensor, labels: Tensor) -> float:
     return F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
 
 
+def label_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of right decisions over samples and classes, an output above 0 being a yes."""
+    return float(((logits > 0) == (labels > 0.5)).double().mean())
+
+
+def binary_predictive_kl(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Mean over samples and classes of KL(teacher‖student) of the two answers, yes and no, in nats."""
+    ours, theirs = student_logits.double(), teacher_logits.double()
+    yes, no = F.logsigmoid(theirs), F.logsigmoid(-theirs)
+    divergence = yes.exp() * (yes - F.logsigmoid(ours)) + no.exp() * (no - F.logsigmoid(-ours))
+    return max(0.0, float(divergence.mean()))
+
+
 def mae(outputs: Tensor, targets: Tensor) -> float:
     """Mean absolute error over samples and targets."""
     return float((outputs.double() - targets.double()).abs().mean())
@@ -119,14 +135,27 @@ def _scored(scores: Mapping[MetricName, Score]) -> Callable[[Tensor, Tensor], di
     return lambda outputs, labels: {name: score(outputs, labels) for name, score in scores.items()}
 
 
-_MULTI: dict[MetricName, Score] = {"macro_f1": macro_f1, "auroc": auroc, "nll": binary_nll}
+_MULTI: dict[MetricName, Score] = {
+    "macro_f1": macro_f1,
+    "auroc": auroc,
+    "label_accuracy": label_accuracy,
+    "nll": binary_nll,
+}
 _REGRESSION: dict[MetricName, Score] = {"mae": mae, "rmse": rmse, "r2": r2}
 _RECALL: dict[MetricName, Score] = {"recall_at_1": recall_at(1), "recall_at_5": recall_at(5)}
 
 TASKS: dict[TaskName, Task] = {
     "classification": Task(
         "classification",
-        {"accuracy": evaluate.accuracy, "nll": evaluate.nll},
+        {
+            "accuracy": evaluate.accuracy,
+            "top_k_accuracy": lambda logits, labels: evaluate.top_k_accuracy(
+                logits, labels, evaluate.top_k(logits.shape[1])
+            ),
+            "macro_f1": evaluate.macro_f1,
+            "nll": evaluate.nll,
+            "ece": evaluate.expected_calibration_error,
+        },
         "accuracy",
         lambda logits, labels: (logits.argmax(1) == labels).double(),
         {"agreement": evaluate.agreement, "predictive_kl": evaluate.predictive_kl},
@@ -138,7 +167,10 @@ TASKS: dict[TaskName, Task] = {
         _MULTI,
         "label_accuracy",
         lambda logits, labels: ((logits > 0) == (labels > 0.5)).double().mean(1),
-        {"agreement": lambda student, teacher: float(((student > 0) == (teacher > 0)).double().mean())},
+        {
+            "agreement": lambda student, teacher: label_accuracy(student, (teacher > 0).double()),
+            "predictive_kl": binary_predictive_kl,
+        },
         _scored(_MULTI),
     ),
     "regression": Task(

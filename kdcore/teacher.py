@@ -3,17 +3,19 @@
 from pathlib import Path
 from typing import TypeVar
 
-import safetensors
-from safetensors.torch import load_file
+import torch
 from torch import nn
 
 from kdcore.errors import TrainingError
-from kdcore.models import FOREIGN, Network
-from kdcore.spec import FileWeights, TeacherConfig
-from kdcore.state import Weights, all_finite
+from kdcore.modelfiles.fit import fit
+from kdcore.modelfiles.formats import ModelFileError
+from kdcore.modelfiles.onnx_file import read_onnx
+from kdcore.modelfiles.tensors import open_tensors
+from kdcore.models import Network, OnnxNetwork
+from kdcore.spec import FileWeights, JobWeights, StudentConfig, TeacherConfig
+from kdcore.state import Weights
 
 M = TypeVar("M", bound=nn.Module)
-SHOWN = 8
 
 
 def freeze(model: M) -> M:
@@ -29,22 +31,25 @@ def assert_frozen(model: nn.Module) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters()), "the teacher wants gradients"
 
 
-def weights_file(teacher: TeacherConfig, data_root: Path, given: Path | None) -> Path:
-    """Where the weights of a teacher that is not trained here are.
+def weights_file(
+    owner: TeacherConfig | StudentConfig, data_root: Path, given: Path | None, whose: str = "teacher"
+) -> Path:
+    """Where the weights of a teacher that is not trained here are, or those that the student begins with.
 
     Raises:
         TrainingError: `no_teacher_weights`: there is no such file, or it lies outside the data directory.
     """
     if given is not None:
         path = given
-    elif isinstance(teacher.weights, FileWeights):
-        path = data_root / teacher.weights.file
+    elif isinstance(owner.weights, FileWeights):
+        path = data_root / owner.weights.file
         if not _is_inside(path, data_root):
-            raise TrainingError("no_teacher_weights", f"{teacher.weights.file} leads out of the data directory")
+            raise TrainingError("no_teacher_weights", f"{owner.weights.file} leads out of the data directory")
     else:
-        raise TrainingError("no_teacher_weights", "the teacher's weights are another job's; give their file")
+        source = "another job's" if isinstance(owner.weights, JobWeights) else "an upload"
+        raise TrainingError("no_teacher_weights", f"the {whose}'s weights are {source}; give their file")
     if not _is_file(path):
-        raise TrainingError("no_teacher_weights", f"the teacher's weights are not there: {path}")
+        raise TrainingError("no_teacher_weights", f"the {whose}'s weights are not there: {path}")
     return path
 
 
@@ -63,38 +68,25 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def load_weights(path: Path, network: Network) -> Weights:
-    """Weights from a safetensors file, which must fit the network exactly.
+def load_weights(path: Path, network: Network, whose: str = "teacher") -> Weights:
+    """Weights from a file, whatever its name: safetensors, a state_dict that torch saved, or a teacher's ONNX file.
+
+    Args:
+        network: that they must fit exactly, but for one prefix before all names.
 
     Returns:
         A state_dict with the network's own types, on the CPU.
 
     Raises:
-        TrainingError: `bad_teacher_weights`; lists what is missing, unexpected or of another shape.
+        TrainingError: `bad_teacher_weights`; lists what is missing, unexpected or of another shape, or says why the
+            file is not read.
     """
     try:
-        found = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _bad(path, f"it is not a readable safetensors file ({error})") from error
-    wanted = network.state_dict()
-    prefix = FOREIGN if all(name.startswith(FOREIGN) for name in wanted) else ""
-    wanted = {name.removeprefix(prefix): value for name, value in wanted.items()}
-    differences = [
-        *(f"missing {name}" for name in wanted if name not in found),
-        *(f"unexpected {name}" for name in found if name not in wanted),
-        *(
-            f"{name} has shape {list(found[name].shape)}, the teacher's is {list(wanted[name].shape)}"
-            for name in wanted
-            if name in found and found[name].shape != wanted[name].shape
-        ),
-    ]
-    if differences:
-        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise _bad(path, f"they do not fit the teacher's model: {'; '.join(differences[:SHOWN])}{more}")
-    if not all_finite(found.values()):
-        raise _bad(path, "they hold values that are not finite")
-    return {f"{prefix}{name}": found[name].to(wanted[name].dtype) for name in wanted}
-
-
-def _bad(path: Path, why: str) -> TrainingError:
-    return TrainingError("bad_teacher_weights", f"{path.name} cannot be the teacher's weights: {why}")
+        if isinstance(network, OnnxNetwork):
+            content, _ = read_onnx(path)
+            return {"_extra_state": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+        weights, _ = fit(open_tensors(path), network)
+    except (OSError, ModelFileError) as error:
+        message = f"{path.name} cannot be the {whose}'s weights: {error}"
+        raise TrainingError("bad_teacher_weights", message) from error
+    return weights

@@ -20,8 +20,8 @@ class TransferConfig(Config):
     without_classes: list[ClassName] = Field(default_factory=list, max_length=10_000)
     """Classes of which no sample is learned from (Hinton, Vinyals, Dean 2015, section 3)."""
     labelled: float = Field(default=1.0, ge=0, le=1)
-    """Share of each class whose labels are seen, drawn once, the same for every seed; of the others only the teacher
-    speaks. At 0 there is no baseline."""
+    """Share of each class whose labels are seen, drawn once, the same for every seed, one at least; of the others only
+    the teacher speaks. At 0 none is seen, and there is no baseline."""
     label_noise: float = Field(default=0.0, ge=0, le=1)
     """Share of the labels that are replaced by another class's, any other as likely, drawn once, the same for every
     seed: to see what wrong labels do."""
@@ -56,7 +56,7 @@ def choose_samples(config: TransferConfig, labels: Tensor, classes: tuple[str, .
     """The transfer set.
 
     Args:
-        labels: (N,) int64, of the training split.
+        labels: (N,) int64, of the training split; `UNLABELLED` where nobody knows it.
         classes: their names.
 
     Returns:
@@ -64,7 +64,7 @@ def choose_samples(config: TransferConfig, labels: Tensor, classes: tuple[str, .
         where they are not.
     """
     left_out = torch.tensor([name in config.without_classes for name in classes], device=labels.device)
-    chosen = torch.nonzero(~left_out[labels]).flatten()
+    chosen = torch.nonzero(~left_out[labels.clamp(min=0)] | (labels < 0)).flatten()
     told = _with_noise(config.label_noise, labels, len(classes))
     if config.labelled == 1.0:
         return chosen, told
@@ -73,9 +73,17 @@ def choose_samples(config: TransferConfig, labels: Tensor, classes: tuple[str, .
     for number in range(len(classes)):
         members = torch.nonzero(labels == number).flatten()
         order = torch.randperm(len(members), generator=generator).to(labels.device)
-        kept = members[order[: round(config.labelled * len(members))]]
+        count = max(1, round(config.labelled * len(members))) if config.labelled else 0
+        kept = members[order[:count]]
         seen[kept] = told[kept]
     return chosen, seen
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """(N,) bool: whose label is known; of targets and several labels all."""
+    if labels.ndim > 1 or labels.is_floating_point():
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    return labels != UNLABELLED
 
 
 def _with_noise(share: float, labels: Tensor, classes: int) -> Tensor:
@@ -83,9 +91,10 @@ def _with_noise(share: float, labels: Tensor, classes: int) -> Tensor:
     if not share:
         return labels
     generator = torch.Generator().manual_seed(1)
-    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    steps = torch.randint(1, classes, (len(wrong),), generator=generator)
     noisy = labels.cpu().clone()
+    known = torch.nonzero(noisy >= 0).flatten()
+    wrong = known[torch.randperm(len(known), generator=generator)[: round(share * len(known))]]
+    steps = torch.randint(1, classes, (len(wrong),), generator=generator)
     noisy[wrong] = (noisy[wrong] + steps) % classes
     return noisy.to(labels.device)
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from storage.database import now
 from storage.errors import ConflictError, NotFoundError
 from storage.lifecycle import LIVE, TERMINAL, Status, insert_event, move
-from storage.tables import TEACHER_JOBS, Job
+from storage.tables import NEEDED_JOBS, Job
 
 
 def request(session: Session, job_id: str, owner: str, action: str) -> None:
@@ -97,13 +97,14 @@ def remove(session: Session, job_id: str, owner: str) -> None:
         raise NotFoundError(f"there is no job {job_id}")
     if status not in TERMINAL:
         raise ConflictError(f"a {status} job cannot be deleted; cancel it first")
-    learning = select(Job.id).where(Job.status.in_(LIVE), or_(*(job_id == teacher for teacher in TEACHER_JOBS)))
+    learning = select(Job.id).where(Job.status.in_(LIVE), or_(*(job_id == needed for needed in NEEDED_JOBS)))
     if session.scalar(learning.limit(1)) is not None:
-        raise ConflictError("a job that has not ended is to learn from this job's teacher; wait for it or cancel it")
+        message = "a job that has not ended is to learn from this job's teacher or to begin with its student"
+        raise ConflictError(f"{message}; wait for it or cancel it")
     session.execute(delete(Job).where(Job.id == job_id))
 
 
-def needed_teachers() -> CompoundSelect[tuple[str]]:
-    """The jobs whose teacher a job that has not ended is to be distilled from."""
-    live = (select(each).where(each.is_not(None), Job.status.in_(LIVE)) for each in TEACHER_JOBS)
+def needed_jobs() -> CompoundSelect[tuple[str]]:
+    """The jobs whose teacher a job that has not ended is to be distilled from, or whose student its own begins from."""
+    live = (select(each).where(each.is_not(None), Job.status.in_(LIVE)) for each in NEEDED_JOBS)
     return union_all(*live)

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from storage.errors import BlobError
@@ -20,20 +20,26 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def put(self, source: Path) -> tuple[str, int]:
-        """Copy a file in; its digest (`sha256:<hex>`) and size in bytes.
+    def put(self, *sources: Path, poll: Callable[[], object] = lambda: None) -> tuple[str, int]:
+        """Copy a file in, or the parts of one in order; its digest (`sha256:<hex>`) and size in bytes.
 
         Putting the same bytes again keeps the one file, and makes it young again, so that a sweep that
         found it unreferenced a moment ago leaves it alone.
+
+        Args:
+            poll: called before each MiB; what it raises ends it, and nothing is kept.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.root / f".{secrets.token_hex(8)}.tmp"
         digest, size = hashlib.sha256(), 0
         try:
-            with source.open("rb") as reader, temporary.open("xb") as writer:
-                while chunk := reader.read(CHUNK):
-                    digest.update(chunk)
-                    size += writer.write(chunk)
+            with temporary.open("xb") as writer:
+                for source in sources:
+                    with source.open("rb") as reader:
+                        while chunk := reader.read(CHUNK):
+                            poll()
+                            digest.update(chunk)
+                            size += writer.write(chunk)
                 writer.flush()
                 os.fsync(writer.fileno())
             final = self._path(f"sha256:{digest.hexdigest()}")
@@ -43,7 +49,7 @@ class BlobStore:
         finally:
             temporary.unlink(missing_ok=True)
         for folder in (final.parent, self.root):  # the folder may be new itself
-            _sync_folder(folder)
+            sync_folder(folder)
         return f"sha256:{digest.hexdigest()}", size
 
     def path(self, digest: str, size: int) -> Path:
@@ -121,7 +127,8 @@ class BlobStore:
         yield from self.root.glob(".*.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was made or renamed in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -135,6 +135,12 @@ class Database:
             yield session
 
     @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """The same without the ORM, whose session costs as much as a short question: for what is asked all the time."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits when the block ends, and rolls back when it raises."""
         with self._in_turn(), Session(self._writer, expire_on_commit=False) as session, session.begin():

@@ -5,6 +5,7 @@ StorageError
 ├── ConflictError         not in this status
 ├── KeyReusedError        an idempotency key came with another spec
 ├── QueueFullError        too many queued jobs
+├── QuotaError            an owner's uploads take too many bytes
 ├── StaleAttemptError     a write of an attempt that is no longer the job's
 ├── SchemaError           the database's schema is not this version's
 └── BlobError             an artifact's bytes are missing or are not what their digest says
@@ -33,6 +34,10 @@ class KeyReusedError(StorageError):
 
 class QueueFullError(StorageError):
     """Too many queued jobs."""
+
+
+class QuotaError(StorageError):
+    """An owner's uploads would take more bytes than they may."""
 
 
 class StaleAttemptError(StorageError):

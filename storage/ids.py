@@ -5,7 +5,14 @@ import secrets
 import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ID = re.compile(r"^[a-z]+_[0-9a-hjkmnp-tv-z]{26}\Z")
 JOB_ID = re.compile(r"^job_[0-9a-hjkmnp-tv-z]{26}\Z")
+CHECK = "chk"
+"""Prefix of the jobs that check uploads: `/jobs` knows no id like these."""
+
+
+def is_check(job_id: str) -> bool:
+    return job_id.startswith(f"{CHECK}_")
 
 
 def new_id(prefix: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, update
+from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
@@ -96,6 +96,16 @@ def move(
         return False
     insert_event(session, job_id, row.last_event, row.attempt, change, data or {})
     return True
+
+
+def hold(session: Session, fence: Fence) -> None:
+    """Keep an attempt the job's own until this transaction ends: what else is written in it is fenced, too.
+
+    Raises:
+        StaleAttemptError: the attempt is no longer the job's.
+    """
+    if session.scalar(select(Job.id).where(fence.holds()).with_for_update()) is None:
+        raise StaleAttemptError(f"attempt {fence.attempt} of {fence.job_id} is no longer the job's")
 
 
 def add_event(session: Session, fence: Fence, type: str, data: dict[str, Any]) -> None:

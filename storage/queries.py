@@ -4,16 +4,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from storage import workers
 from storage.database import now
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
-from storage.tables import Artifact, Checkpoint, Event, Job, JobLabel, Metric, needed_bytes
+from storage.tables import IS_JOB, Artifact, Checkpoint, Event, Job, JobLabel, Metric, needed_bytes
 
 GIB = 2**30
+_OWNED = (Job.id == bindparam("id")) & (Job.owner == bindparam("owner"))
+_ONE = select(Job).where(_OWNED)
+"""Made once: SQLAlchemy takes longer to build this question than SQLite to answer it."""
+_ONE_KEPT = _ONE.with_for_update(read=True)
+_ONE_ROW = select(Job.__table__).where(_OWNED)
 
 
 def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
@@ -25,11 +30,22 @@ def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) ->
     Raises:
         NotFoundError: there is none.
     """
-    query = select(Job).where(Job.id == job_id, Job.owner == owner)
-    job = session.scalar(query.with_for_update(read=True) if keep else query)
+    job = session.scalar(_ONE_KEPT if keep else _ONE, {"id": job_id, "owner": owner})
     if job is None:
         raise NotFoundError(f"there is no job {job_id}")
     return job
+
+
+def read_job(connection: Connection, job_id: str, owner: str) -> Row[Any]:
+    """The same as `get_job`, as a bare row: to be shown only.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    row = connection.execute(_ONE_ROW, {"id": job_id, "owner": owner}).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return row
 
 
 def page_jobs(
@@ -48,7 +64,7 @@ def page_jobs(
         after: id of the last job of the page before.
         labels: pairs that a job must all carry.
     """
-    query = select(Job).options(defer(Job.plan)).where(Job.owner == owner).limit(limit + 1)
+    query = select(Job).options(defer(Job.plan)).where(Job.owner == owner, IS_JOB).limit(limit + 1)
     id: InstrumentedAttribute[str] = Job.id
     for key, value in labels[:1]:  # from the labels' index: SQLite would look at every job for one that few carry
         carried = (JobLabel.job_id == Job.id) & (JobLabel.key == key) & (JobLabel.value == value)
@@ -77,7 +93,7 @@ class Wait:
     reason: str
 
 
-def explain_wait(session: Session, job: Job, silence_seconds: float) -> Wait:
+def explain_wait(session: Session, job: Job | Row[Any], silence_seconds: float) -> Wait:
     """Where a queued job stands.
 
     Args:
@@ -212,4 +228,4 @@ def glance(session: Session, job_ids: Iterable[str]) -> dict[str, Glance]:
 
 def owned(session: Session, owner: str, job_ids: Iterable[str]) -> set[str]:
     """Those of the jobs that are this owner's."""
-    return set(session.scalars(select(Job.id).where(Job.id.in_(list(job_ids)), Job.owner == owner)))
+    return set(session.scalars(select(Job.id).where(Job.id.in_(list(job_ids)), Job.owner == owner, IS_JOB)))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from storage import workers
-from storage.actions import needed_teachers
+from storage import upload_removal, workers
+from storage.actions import needed_jobs
 from storage.blobs import BlobStore
 from storage.database import Database, now
 from storage.files import file_clock, is_folder
 from storage.lifecycle import TERMINAL, Status
 from storage.settings import DRAINING, Settings
-from storage.tables import Artifact, Checkpoint, Job
+from storage.tables import IS_JOB, LAST_CHECK, Artifact, Checkpoint, Job
+from storage.upload_tables import Upload, UploadPart
 
 DAY = 86_400.0
 LOG = "log.txt"
@@ -33,6 +35,8 @@ class Swept:
 
     checkpoints: int = 0
     artifacts: int = 0
+    uploads: int = 0
+    """Those that were never completed, or failed."""
     bytes: int = 0
 
 
@@ -41,22 +45,24 @@ def sweep(database: Database, settings: Settings) -> Swept:
     done = Swept()
     giving: dict[Table, Select[Any]] = {
         Checkpoint: _ended(),
-        Artifact: _ended().where(Job.id.not_in(needed_teachers())),
+        Artifact: _ended().where(Job.id.not_in(needed_jobs())),
     }
     done.checkpoints = _expire(database, Checkpoint, giving[Checkpoint], settings.keep_checkpoints_days)
     if settings.keep_artifacts_days is not None:
         done.artifacts = _expire(database, Artifact, giving[Artifact], settings.keep_artifacts_days)
     if settings.disk_quota_bytes is not None:
         _enforce_quota(database, giving, settings.disk_quota_bytes, done)
+    done.uploads = _forget_unfinished(database, settings.keep_unfinished_uploads_days)
     if settings.home.is_dir():
         before = file_clock(settings.home) - settings.sweep_grace_seconds
         done.bytes = _sweep_blobs(database, settings, before) + _sweep_folders(database, settings, before)
+        done.bytes += _sweep_parts(database, settings, before)
         _sweep_flags(database, settings, before)
     return done
 
 
 def _ended() -> Select[Any]:
-    return select(Job.id).where(Job.status.in_(TERMINAL))
+    return select(Job.id).where(Job.status.in_(TERMINAL), IS_JOB)  # what a check found stays with its upload
 
 
 def _holds(table: Table) -> ColumnElement[bool]:
@@ -84,10 +90,23 @@ def _drop(database: Database, table: Table, giving: Select[Any], found: list[str
         return len(session.scalars(delete(table).where(which).returning(table.job_id)).all())
 
 
+def _forget_unfinished(database: Database, days: float) -> int:
+    old, gone = upload_removal.unfinished(days), 0
+    while True:
+        with database.read() as session:
+            found = list(session.scalars(select(Upload.id).where(old).limit(AT_ONCE)))
+        if not found:
+            return gone
+        with database.write() as session:
+            gone += upload_removal.forget(session, found, old)
+
+
 def used_bytes(session: Session) -> int:
-    """What checkpoints and artifacts take; bytes that several jobs share count once."""
+    """What checkpoints and artifacts of jobs take; bytes that several jobs share count once. What a check found of an
+    upload stays with it, and no job could give it up."""
     checkpoints = session.scalar(select(func.coalesce(func.sum(Checkpoint.size), 0))) or 0
-    unique = select(Artifact.digest, func.max(Artifact.size).label("size")).group_by(Artifact.digest).subquery()
+    of_jobs = select(Artifact.digest, func.max(Artifact.size).label("size")).where(Artifact.job_id > LAST_CHECK)
+    unique = of_jobs.group_by(Artifact.digest).subquery()
     return int(checkpoints) + int(session.scalar(select(func.coalesce(func.sum(unique.c.size), 0))) or 0)
 
 
@@ -132,6 +151,7 @@ def _sweep_blobs(database: Database, settings: Settings, before: float) -> int:
             digests = [digest for digest in found.values() if digest is not None]
             with database.read() as session:
                 named = set(session.scalars(select(Artifact.digest).where(Artifact.digest.in_(digests)).distinct()))
+                named |= _named_digests(session, digests)
             freed += sum(store.discard(path, before=before) for path, digest in found.items() if digest not in named)
     return freed
 
@@ -160,6 +180,23 @@ def _sweep_folders(database: Database, settings: Settings, before: float) -> int
     return freed
 
 
+def _sweep_parts(database: Database, settings: Settings, before: float) -> int:
+    """Parts of uploads that are deleted or joined, and those that never arrived whole."""
+    freed = 0
+    folders = (path for path in sorted(settings.uploads.glob("*")) if is_folder(path))
+    while some := list(islice(folders, AT_ONCE)):
+        with database.read() as session:
+            waiting = _waiting_parts(session, [folder.name for folder in some])
+        for folder in some:
+            if folder.name not in waiting:
+                freed += _remove_folder(folder, before)
+                continue
+            for path in folder.iterdir():
+                if str(path.relative_to(settings.home)) not in waiting[folder.name]:
+                    freed += _remove_file(path, before)
+    return freed
+
+
 def _sweep_flags(database: Database, settings: Settings, before: float) -> None:
     """What workers left that were killed while they drained."""
     with database.read() as session:
@@ -171,8 +208,9 @@ def _sweep_flags(database: Database, settings: Settings, before: float) -> None:
 
 def _remove_folder(folder: Path, before: float) -> int:
     with contextlib.suppress(FileNotFoundError):  # another sweep may be at it
-        if _is_old(folder, before):
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        inside = list(folder.rglob("*"))  # a file may still grow in a folder that is as old as its first byte
+        if all(_is_old(path, before) for path in (folder, *inside)):
+            size = sum(path.stat().st_size for path in inside if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
             return size
     return 0
@@ -192,3 +230,20 @@ def _is_old(path: Path, before: float) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return path.lstat().st_mtime <= before
     return False
+
+
+def _named_digests(session: Session, digests: Sequence[str]) -> set[str]:
+    """Those of the digests that are uploads'."""
+    return {digest for digest in session.scalars(select(Upload.digest).where(Upload.digest.in_(digests))) if digest}
+
+
+def _waiting_parts(session: Session, upload_ids: Sequence[str]) -> dict[str, set[str]]:
+    """Paths of the parts of those uploads that are there and not joined."""
+    found: dict[str, set[str]] = {each: set() for each in session.scalars(_not_joined(upload_ids))}
+    for part in session.scalars(select(UploadPart).where(UploadPart.upload_id.in_(list(found)))):
+        found[part.upload_id].add(part.path)
+    return found
+
+
+def _not_joined(upload_ids: Sequence[str]) -> Select[str]:
+    return select(Upload.id).where(Upload.id.in_(upload_ids), Upload.digest.is_(None))

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.orm import Session
 
+from storage import upload_tables as _upload_tables  # noqa: F401 - else the metadata lacks them
 from storage.database import Database
 from storage.errors import SchemaError
 

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.teacher_urls import TeacherSecret, address
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DRAINING = ".draining"
 """Suffix of the files that tell a worker's child to stop."""
@@ -52,8 +54,22 @@ class Settings(BaseSettings):
     allowed_hosts: list[str] | None = None
     """Host names that requests without API keys may address, as JSON, beside those of loopback: keeps web pages out
     that resolve a name of theirs to this service. Left out: none where bound to loopback, any beyond."""
+    teacher_urls: list[str] = Field(default_factory=list, max_length=1000)
+    """Where jobs may ask teachers over HTTP, as JSON: addresses, or what lies below one that ends in a slash:
+    `["https://models.internal/v1/"]`. Left out: nowhere."""
+    teacher_secrets: dict[str, TeacherSecret] = Field(default_factory=dict)
+    """Bearer tokens for them, by the names that specs use, each with the address, or what lies below it, that may hear
+    it, as JSON: `{"models": {"token": "<token>", "url": "https://models.internal/v1/"}}`. Any owner may use any. A
+    token alone, `{"models": "<token>"}`, is sent to each of `teacher_urls` whose job names it."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024, le=2**30)
     """Largest request body, in bytes."""
+    max_upload_bytes: int = Field(default=20 * 2**30, ge=1, le=2**44)
+    """Largest dataset or model that may be uploaded, in bytes."""
+    owner_upload_bytes: int | None = Field(default=None, ge=1)
+    """Bytes that the datasets and models of one owner may have together, whatever their status, with the files that
+    their checks wrote; more get 413. Left out: no limit."""
+    max_part_bytes: int = Field(default=32 * 2**20, ge=65_536, le=2**32)
+    """Size of an upload's parts, and of what is uploaded in one request, in bytes. Parts go to disk as they arrive."""
     max_queued: int = Field(default=10_000, ge=1)
     """Queued jobs beyond which submissions get 503."""
     max_streams: int = Field(default=2_000, ge=1)
@@ -87,14 +103,25 @@ class Settings(BaseSettings):
     max_log_bytes: int = Field(default=1_048_576, ge=4096)
     """What is kept of a training process's output per attempt, in bytes (the beginning and the end)."""
 
+    check_seconds: float = Field(default=14_400.0, gt=0, le=30 * 86_400)
+    """How long a worker may take to check an upload."""
+    check_memory_bytes: int = Field(default=8 * 2**30, ge=2**28, le=2**60)
+    """What the process that checks an upload may take of memory, in bytes."""
+    cache_bytes: int = Field(default=50 * 2**30, ge=2**20, le=2**60)
+    """Bytes that decoded datasets, trained teachers and what teachers said may take in `cache`; what was not used for
+    longest goes first."""
+
+    keep_unfinished_uploads_days: float = Field(default=7.0, ge=0)
+    """Days that an upload stays which was not completed or failed, after its last part or completion."""
     keep_checkpoints_days: float = Field(default=7.0, ge=0)
     """Days that checkpoints of finished jobs stay; a retry after that starts anew."""
     keep_artifacts_days: float | None = Field(default=None, ge=0)
     """Days that artifacts of finished jobs stay; left out: until the job is deleted."""
     disk_quota_bytes: int | None = Field(default=None, ge=2**20)
-    """Bytes that checkpoints and artifacts may take; the oldest finished jobs' are swept beyond. Left out: no limit."""
+    """Bytes that checkpoints and artifacts may take, uploads aside; the oldest finished jobs' are swept beyond. Left
+    out: no limit."""
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Free bytes on the disk of `home` below which submissions get 507."""
+    """Free bytes on the disk of `home` below which submissions and uploads get 507."""
     sweep_seconds: float = Field(default=300.0, ge=0.1)
     """How often retention is applied."""
     sweep_grace_seconds: float = Field(default=3600.0, ge=0)
@@ -109,6 +136,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @field_validator("teacher_urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        return [address(url) for url in urls]
 
     @field_validator("api_keys")
     @classmethod
@@ -181,6 +213,16 @@ class Settings(BaseSettings):
     @property
     def jobs(self) -> Path:
         return self.home / "jobs"
+
+    @property
+    def uploads(self) -> Path:
+        """Parts that wait to be joined."""
+        return self.home / "uploads"
+
+    @property
+    def cache(self) -> Path:
+        """Decoded datasets, trained teachers and what teachers said: what is lost here is only made again."""
+        return self.home / "cache"
 
     @property
     def drain_flags(self) -> Path:

@@ -1,5 +1,6 @@
 """Accepting a job: the row, its labels, its idempotency key and its first event, in one transaction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, insert, select
@@ -10,6 +11,7 @@ from storage.errors import KeyReusedError, QueueFullError
 from storage.ids import new_id
 from storage.lifecycle import Status, insert_event
 from storage.tables import IdempotencyKey, Job, JobLabel
+from storage.upload_tables import JobUpload
 
 
 def submit(
@@ -21,12 +23,14 @@ def submit(
     plan: dict[str, Any],
     idempotency_key: str | None = None,
     max_queued: int,
+    uploads: Sequence[str] = (),
 ) -> str:
     """Store a job as queued; the id of the job, which is the earlier one where the key was used before.
 
     Args:
         spec: complete, as plain JSON values.
         spec_digest: of that spec; an idempotency key belongs to one digest.
+        uploads: those that the job reads: they cannot be deleted before it has ended.
 
     Raises:
         KeyReusedError: the key was used for another spec.
@@ -37,11 +41,11 @@ def submit(
         earlier = find_key(session, owner, idempotency_key, spec_digest)
         if earlier is not None:
             return earlier
-    queued = session.scalar(select(func.count()).select_from(Job).where(Job.status == Status.QUEUED)) or 0
-    if queued >= max_queued:
-        raise QueueFullError(f"{queued} jobs are queued already")
+    refuse_full_queue(session, max_queued)
     with session.begin_nested() as savepoint:
-        _insert_job(session, job_id, owner, spec, spec_digest, plan)
+        insert_job(session, job_id, owner, spec, spec_digest, plan)
+        if uploads:
+            session.execute(insert(JobUpload), [{"job_id": job_id, "upload_id": each} for each in uploads])
         if idempotency_key is None or _take_key(session, owner, idempotency_key, job_id, spec_digest):
             return job_id
         savepoint.rollback()  # another request with this key committed meanwhile: its job is the one
@@ -63,6 +67,12 @@ def find_key(session: Session, owner: str, key: str, spec_digest: str) -> str | 
     return found.job_id if found is not None else None
 
 
+def find_job(session: Session, owner: str, key: str) -> Job | None:
+    """The job that was submitted with this key, whatever its spec."""
+    found = session.get(IdempotencyKey, (owner, key))
+    return session.get(Job, found.job_id) if found is not None else None
+
+
 def _take_key(session: Session, owner: str, key: str, job_id: str, spec_digest: str) -> bool:
     """Insert the key unless it is there; on PostgreSQL this waits for a concurrent insert to end."""
     values = {"owner": owner, "key": key, "job_id": job_id, "spec_digest": spec_digest}
@@ -70,9 +80,17 @@ def _take_key(session: Session, owner: str, key: str, job_id: str, spec_digest: 
     return session.scalar(taken.returning(IdempotencyKey.key)) is not None
 
 
-def _insert_job(
+def refuse_full_queue(session: Session, max_queued: int) -> None:
+    """Raise `QueueFullError` where so many jobs wait already."""
+    queued = session.scalar(select(func.count()).select_from(Job).where(Job.status == Status.QUEUED)) or 0
+    if queued >= max_queued:
+        raise QueueFullError(f"{queued} jobs are queued already")
+
+
+def insert_job(
     session: Session, job_id: str, owner: str, spec: dict[str, Any], spec_digest: str, plan: dict[str, Any]
 ) -> None:
+    """A queued job's row, its labels and its first event."""
     session.execute(
         insert(Job).values(
             id=job_id,

@@ -42,7 +42,7 @@ def job_key() -> Mapped[str]:
 
 
 class Job(Base):
-    """What a user submitted: spec and status."""
+    """What a user submitted: spec and status; or the check of an upload, which the service submitted (`IS_JOB`)."""
 
     __tablename__ = "jobs"
 
@@ -101,6 +101,14 @@ class Job(Base):
 MOST_TEACHERS = 16
 TEACHER_JOBS = [Job.spec[("teachers", place, "weights", "job")].as_string() for place in range(MOST_TEACHERS)]
 """Which job a job has each of its teachers from; NULL for most."""
+STUDENT_JOB = Job.spec[("student", "weights", "job")].as_string()
+"""Which job's student a job's student begins from; NULL for most."""
+NEEDED_JOBS = [*TEACHER_JOBS, STUDENT_JOB]
+LAST_CHECK = "chl"
+"""Between the ids of all checks and those of all jobs."""
+IS_JOB: ColumnElement[bool] = Job.id > LAST_CHECK
+"""Whether a user submitted it: its id begins with `job_`. What checks an upload, `chk_…`, was submitted by nobody, and
+nobody is shown it as a job. As a range, so that an index serves it, in any collation."""
 SPEC_VERSION = Job.spec["spec_version"].as_integer()
 """Of a job's spec."""
 
@@ -248,3 +256,16 @@ class Worker(Base):
     """Seconds that its machine's clock is ahead of the database's."""
     spec_version: Mapped[int | None]
     """Newest version of a spec that it reads."""
+
+
+class Calibration(Base):
+    """What was measured of a machine that runs workers."""
+
+    __tablename__ = "calibrations"
+
+    hostname: Mapped[str] = mapped_column(String(255), primary_key=True)
+    device: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Of its workers."""
+    speed: Mapped[dict[str, Any]]
+    """How fast it runs exported models; the library that measured it reads it."""
+    measured_at: Mapped[float]

@@ -96,6 +96,8 @@ def give_back_postgres(free: list[tuple[str, str]], url: str, name: str) -> None
     others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(others, (name,))
+        connection.execute("DELETE FROM uploads")
+        connection.execute("DELETE FROM upload_names")
         connection.execute("DELETE FROM jobs")  # and by cascade what belongs to them
         connection.execute("DELETE FROM workers")
     free.append((url, name))

@@ -74,9 +74,19 @@ class Ledger:
 
 
 def _error(code: str, kind: str, message: str) -> dict[str, Any]:
-    # PostgreSQL stores neither NUL nor half a character, and training may have printed either before it died.
-    storable = message.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
-    return {"code": code, "kind": kind, "message": storable}
+    return {"code": code, "kind": kind, "message": storable(message)}
+
+
+def storable(value: Any) -> Any:
+    """JSON values whose texts PostgreSQL takes: it stores neither NUL nor half a character.
+
+    Training may have printed either before it died, and a stranger's file may name its samples so.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    if isinstance(value, dict):
+        return {storable(key): storable(each) for key, each in value.items()}
+    return [storable(each) for each in value] if isinstance(value, list) else value
 
 
 def held_by(session: Session, worker_id: str) -> list[Fence]:

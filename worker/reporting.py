@@ -17,7 +17,7 @@ WRITE_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 """How often a loop that has nothing to tell but steps is said to be alive."""
 LOADING_SECONDS = 3600.0
-"""How long training may read and download data, before its first step, and is taken to be alive."""
+"""How long training may read and download data, before its first stage, and is taken to be alive."""
 MOST_BUFFERED = 5_000
 """Calls of `metrics` that are kept; beyond, the loop waits for the database."""
 
@@ -50,14 +50,17 @@ class StorageReporter:
     Args:
         ledger: of the attempt.
         wish: what the supervisor relayed.
+        loading_seconds: how long it may be silent before its first stage; left out: `LOADING_SECONDS`.
     """
 
-    def __init__(self, ledger: Ledger, wish: Callable[[], Request | None]) -> None:
+    def __init__(
+        self, ledger: Ledger, wish: Callable[[], Request | None], loading_seconds: float | None = None
+    ) -> None:
         self._ledger, self._wish = ledger, wish
         self._printer = PrintReporter(every_seconds=10.0)
         self._batch = _Batch()
         self._polls = 0
-        self._loaded_by = time.monotonic() + LOADING_SECONDS
+        self._loaded_by = time.monotonic() + (LOADING_SECONDS if loading_seconds is None else loading_seconds)
         self._swap = threading.Lock()
         self._writing = threading.Lock()
         self._stopped = threading.Event()
@@ -76,6 +79,7 @@ class StorageReporter:
 
     def stage(self, name: str) -> None:
         self._printer.stage(name)
+        self._loaded_by = 0.0
         with self._swap:
             self._batch.stage, self._batch.progress = name, None  # progress of the stage before would mislead
             self._batch.events.append(("stage_started", {"stage": name}))
@@ -149,7 +153,7 @@ class StorageReporter:
 
     def _moved(self, batch: _Batch) -> bool:
         """Whether there was a step since the batch was begun, or there could not be one: data is still read."""
-        return self._polls != batch.polls or (self._polls == 0 and time.monotonic() < self._loaded_by)
+        return self._polls != batch.polls or time.monotonic() < self._loaded_by
 
     def _run(self) -> None:
         written = time.monotonic()

@@ -18,6 +18,7 @@ from kdcore.memory import Need
 from storage import attempts, schema, workers
 from storage.database import Database
 from storage.errors import SchemaError, StaleAttemptError
+from storage.ids import is_check
 from storage.lifecycle import Fence
 from storage.looks import probe
 from storage.queue import Doorbell
@@ -190,13 +191,14 @@ def _limits(job: Job, device: str) -> Limits:
     seconds = limits["max_seconds"]
     # Beside a GPU the batch is not what fills the host's memory, of which alone a supervisor knows.
     need, batch_size = _planned(job.plan) if device == "cpu" else (None, 0)
-    return Limits(seconds - job.spent_seconds, seconds, limits["max_memory"], need, batch_size)
+    left = seconds - job.spent_seconds
+    return Limits(left, seconds, limits["max_memory"], need, batch_size, of_check=is_check(job.id))
 
 
 def _planned(plan: Mapping[str, Any]) -> tuple[Need | None, int]:
     """The memory that a job needs, and its largest batch; unknown where another version's API planned it otherwise."""
     try:
         memory = {name: size for name, size in plan["memory"].items() if isinstance(size, int)}
-        return Need.of(memory, "cpu"), max(int(stage["batch_size"]) for stage in plan["stages"])
+        return Need.of(memory, "cpu"), max((int(stage["batch_size"]) for stage in plan["stages"]), default=0)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None, 0

@@ -38,6 +38,21 @@ class Limits:
     """Of memory, as planned."""
     batch_size: int = 0
     """The largest of the job's stages."""
+    of_check: bool = False
+    """Whether they are the operator's, for the check of an upload."""
+
+    def overtime(self) -> str:
+        if self.of_check:
+            return f"the check took longer than {self.max_seconds:g} s (check_seconds): upload less at once"
+        return f"the job used its {self.max_seconds:g} s of training time (limits.max_seconds)"
+
+    def overweight(self, used: int) -> str:
+        """Of `max_memory`."""
+        assert self.max_memory is not None
+        if self.of_check:
+            return f"the check used {used} bytes of memory (check_memory_bytes: {self.max_memory}): upload less at once"
+        what = f"training used {used} bytes of memory, limits.max_memory is {self.max_memory}"
+        return f"{what}; {self.advise(self.max_memory)}"
 
     def advise(self, memory: int) -> str:
         """What to do about a job for which so many bytes were not enough."""
@@ -160,14 +175,12 @@ class Supervisor:
     def _check_limits(self, now: float) -> Verdict | None:
         limits = self._limits
         if now - self._began > limits.seconds:
-            message = f"the job used its {limits.max_seconds:g} s of training time (limits.max_seconds)"
-            return Verdict("fail", "time_limit", message)
+            return Verdict("fail", "time_limit", limits.overtime())
         if limits.max_memory is not None and now - self._weighed >= MEMORY_SECONDS:
             self._weighed = now
             used = self._process.memory_bytes()
             if used > limits.max_memory:
-                message = f"training used {used} bytes of memory, limits.max_memory is {limits.max_memory}"
-                return Verdict("fail", "out_of_memory", f"{message}; {limits.advise(limits.max_memory)}")
+                return Verdict("fail", "out_of_memory", limits.overweight(used))
         return None
 
     def _account_for(self, status: int) -> Verdict:

@@ -12,6 +12,7 @@ Exit status:
 
 import faulthandler
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -24,6 +25,7 @@ EXIT_STALE = 3
 def main() -> None:
     faulthandler.enable()
     die_with_parent(int(sys.argv[1]))  # first of all: importing torch takes seconds
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an image of its memory would fill the disk, and hold the data
     from worker.wire import Inbox
 
     inbox = Inbox()
@@ -49,9 +51,10 @@ def main() -> None:
 
 def _warm_up() -> None:
     """What a spare pays in advance: reading the smallest data set loads libraries that torch does not."""
+    from kdcore.data import Places
     from kdcore.data.digits import DigitsConfig
 
-    DigitsConfig().load(Path(), download=False)
+    DigitsConfig().load(Places(Path()))
 
 
 if __name__ == "__main__":

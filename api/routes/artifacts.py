@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from api import schemas
+from api.archives import serve_archive
 from api.auth import OwnerDep
 from api.downloads import serve_file
 from api.openapi import problems
@@ -13,7 +14,7 @@ from api.views import address
 from storage.errors import NotFoundError
 from storage.queries import get_artifact, get_job, list_artifacts
 
-router = APIRouter(prefix="/jobs/{job_id}/artifacts", tags=["artifacts"], responses=problems(404))
+router = APIRouter(prefix="/jobs/{job_id}", tags=["artifacts"], responses=problems(404))
 
 Name = Annotated[str, Path(description="The file's name.", examples=["student.onnx"])]
 HEADERS = {
@@ -43,9 +44,30 @@ HEAD: dict[int | str, dict[str, Any]] = {
     200: {"description": "The headers that GET would have.", "headers": HEADERS},
     304: {"description": "You have it already."},
 }
+ZIP_HEADERS = {
+    "ETag": {"schema": {"type": "string"}, "description": "Of all names and digests."},
+    "Content-Length": {
+        "schema": {"type": "integer"},
+        "description": "Of the whole zip; less came where it broke off.",
+    },
+    "Content-Disposition": HEADERS["Content-Disposition"],
+}
+ZIP: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The zip.",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": ZIP_HEADERS,
+    },
+    304: {"description": "You have it already."},
+}
+ZIP_HEAD: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The headers that GET would have.", "headers": ZIP_HEADERS},
+    304: {"description": "You have it already."},
+}
+IF_NONE_MATCH: dict[str, Any] = {"parameters": CONDITIONS["parameters"][-1:]}
 
 
-@router.get("", summary="The files of a job")
+@router.get("/artifacts", summary="The files of a job")
 def get_artifacts(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> schemas.ArtifactList:
     """Empty until the job has succeeded."""
     with service.database.read() as session:
@@ -65,13 +87,44 @@ def get_artifacts(request: Request, service: ServiceDep, owner: OwnerDep, job_id
     return schemas.ArtifactList(data=data)
 
 
-@router.get("/{name}", summary="Download a file", response_class=Response, responses=WHOLE, openapi_extra=CONDITIONS)
+@router.get(
+    "/artifacts.zip",
+    summary="Download all files as one zip",
+    response_class=Response,
+    responses=ZIP,
+    openapi_extra=IF_NONE_MATCH,
+)
+def download_artifacts(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Response:
+    """Stored, not compressed, and empty until the job has succeeded; `If-None-Match` takes its ETag."""
+    return _serve_all(request, service, owner, job_id)
+
+
+@router.head("/artifacts.zip", summary="What the zip would bring", response_class=Response, responses=ZIP_HEAD)
+def head_artifacts(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Response:
+    return _serve_all(request, service, owner, job_id)
+
+
+def _serve_all(request: Request, service: Service, owner: str, job_id: str) -> Response:
+    with service.database.read() as session:
+        get_job(session, job_id, owner)
+        found = list_artifacts(session, job_id)
+    files = [(artifact, service.blobs.path(artifact.digest, artifact.size)) for artifact in found]
+    return serve_archive(request, job_id, files)
+
+
+@router.get(
+    "/artifacts/{name}",
+    summary="Download a file",
+    response_class=Response,
+    responses=WHOLE,
+    openapi_extra=CONDITIONS,
+)
 def download_artifact(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep, name: Name) -> Response:
     """Its bytes, or one `Range` of them; `If-Range` and `If-None-Match` take its ETag."""
     return _serve(request, service, owner, job_id, name)
 
 
-@router.head("/{name}", summary="What a download would bring", response_class=Response, responses=HEAD)
+@router.head("/artifacts/{name}", summary="What a download would bring", response_class=Response, responses=HEAD)
 def head_artifact(request: Request, service: ServiceDep, owner: OwnerDep, job_id: JobIdDep, name: Name) -> Response:
     return _serve(request, service, owner, job_id, name)
 

@@ -51,7 +51,9 @@ async def submit_job(
     request: Request, service: ServiceDep, owner: OwnerDep, body: BodyDep, idempotency_key: Key = None
 ) -> Response:
     """The body is the spec, as JSON or YAML. What is wrong with it is said here, not when it runs."""
-    spec, plan = await anyio.to_thread.run_sync(submission.prepare, body, limiter=service.planning)
+    spec, plan = await anyio.to_thread.run_sync(
+        submission.prepare, service, owner, body, idempotency_key, limiter=service.planning
+    )
     job = await run_in_threadpool(submission.accept, service, owner, spec, plan, idempotency_key)
     headers = {"Location": views.address(request, job.id)}
     return views.answer(job, status=201, headers=headers, background=_ring(service, job))
@@ -64,9 +66,9 @@ async def submit_job(
     responses=problems(400, 408, 413, 415),
     openapi_extra=SPEC_BODY,
 )
-async def plan_job(service: ServiceDep, body: BodyDep) -> schemas.PlanAnswer:
+async def plan_job(service: ServiceDep, owner: OwnerDep, body: BodyDep) -> schemas.PlanAnswer:
     """Parameters, FLOPs, steps, memory, compression, warnings, and the complete spec. Stores nothing."""
-    spec, plan = await anyio.to_thread.run_sync(submission.prepare, body, limiter=service.planning)
+    spec, plan = await anyio.to_thread.run_sync(submission.prepare, service, owner, body, limiter=service.planning)
     return schemas.PlanAnswer(**dict(plan), spec=spec_document(spec))
 
 
@@ -143,13 +145,13 @@ async def get_job(
 
 
 def _show(service: Service, owner: str, job_id: str) -> schemas.Job:
-    with service.database.read() as session:
-        return views.show(session, job_id, owner, service.settings.lease_seconds)
+    with service.database.look() as connection:
+        return views.show(connection, job_id, owner, service.settings.lease_seconds)
 
 
 @router.delete("/{job_id}", summary="Delete a job that has ended", status_code=204, responses=problems(404, 409))
 def delete_job(service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Response:
-    """With its history, metrics, checkpoints and artifacts. Not while a job that has not ended needs its teacher."""
+    """With its history, metrics, checkpoints and artifacts. Not while a job that has not ended needs its models."""
     with service.database.write() as session:
         actions.remove(session, job_id, owner)
     folder = service.settings.jobs / job_id

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from kdcore.data.base import DataError, DataFacts, Dataset
+from kdcore.data.base import DataError, DataFacts, Dataset, Places
 from kdcore.data.text import Rows, TextDataConfig, find_file, read_rows
 
 CLASSES = ("World", "Sports", "Business", "Sci/Tech")
@@ -27,10 +27,10 @@ class AGNewsConfig(TextDataConfig):
     def facts(self) -> DataFacts:
         return self.text_facts(CLASSES, 120_000, 7_600)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
-        folder = root / "ag_news"
+    def load(self, places: Places) -> Dataset:
+        folder = places.root / "ag_news"
         rows = [_read(find_file(folder, pattern, self.title)) for pattern in ("train*", "test*")]
-        return self.of_rows(self.facts(), *rows)
+        return self.of_rows(self.facts(), rows[0], rows[1], places.tokenizers)
 
 
 def _read(path: Path) -> Rows:

@@ -1,17 +1,20 @@
 """What a data source is: a Config that says what it holds and reads it into tensors."""
 
-import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from kdcore.config import Config
+from kdcore.data.stored import StoredRows
+
+if TYPE_CHECKING:
+    from kdcore.data.tokenizer import TokenizerConfig
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -29,9 +32,24 @@ class DataError(ValueError):
         super().__init__(message)
 
 
+class NoRoomError(DataError):
+    """Data that could be read if the disk had more room."""
+
+
+CACHE_BYTES = 50 * 2**30
 PADDING = 0
 """The token that fills texts up to their length."""
 TaskName = Literal["classification", "multi_label", "regression", "embedding"]
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A part of every sample that a network may read alone: its name, shape, and what it is normalised with."""
+
+    name: str
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,13 @@ class DataFacts:
         vocabulary: how many tokens there are, of texts; none: the samples are no texts.
         task: what is to be learned from the labels.
         bytes_each: of a stored number: 1 of pictures, 4 of tokens and measurements.
+        resident: whether the samples, and a teacher's logits, are read into memory; otherwise they stay in a file, and
+            batches are read.
+        labelled: share of the training samples that have a label.
+        teacher_logits: whether the data brings what a teacher said of every sample.
+        top_logits: of how many classes it said something, at most; 0: of all. `spread`, the probability that it left
+            to the others on average, is spread evenly.
+        fields: the parts of a sample, where it has several: `input_shape` (D,) then holds them one after the other.
     """
 
     input_shape: tuple[int, ...]
@@ -59,29 +84,82 @@ class DataFacts:
     vocabulary: int | None = None
     task: TaskName = "classification"
     bytes_each: int = 1
+    resident: bool = True
+    teacher_logits: bool = False
+    top_logits: int = 0
+    spread: float = 0.0
+    labelled: float = 1.0
+    fields: tuple[FieldFacts, ...] = ()
+
+    @property
+    def input_bytes(self) -> int:
+        """Of one sample as it is stored."""
+        return math.prod(self.input_shape) * self.bytes_each
+
+    @property
+    def label_bytes(self) -> int:
+        """Of one label: an int64 class, or a row of float32."""
+        return 8 if self.task in ("classification", "embedding") else 4 * len(self.classes)
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of what a teacher said of one sample, where the data brings that: a row of float32."""
+        return 4 * len(self.classes) if self.teacher_logits else 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory: `inputs` (N, …), uint8, float32 or int32 tokens, and `labels`.
+    """Samples, in memory or in a file: `inputs` (N, …), uint8, float32 or int32 tokens, and `labels`.
 
     Labels are (N,) int64 classes, of an embedding too; (N, C) float32 of 0 and 1 where several classes may be right;
-    (N, K) float32 targets of a regression.
+    (N, K) float32 targets of a regression. A class of -1 is not known. `teacher_logits` (N, C) float32 are there where
+    the data brings what a teacher said of its samples.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StoredRows
     labels: Tensor
+    teacher_logits: Tensor | StoredRows | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def said(self) -> Tensor | StoredRows:
+        """(N, C) what a teacher without a network said."""
+        assert self.teacher_logits is not None, "the plan has seen that they are there"
+        return self.teacher_logits
+
     def to(self, device: torch.device) -> "Split":
-        return Split(self.inputs.to(device), self.labels.to(device))
+        logits = self.teacher_logits.to(device) if self.teacher_logits is not None else None
+        return Split(self.inputs.to(device), self.labels.to(device), logits)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a job's data lies.
+
+    Attributes:
+        root: the data directory.
+        download: whether a missing file may be fetched into it.
+        uploads: the files of uploaded data sets, by their id; or what finds one, called only where it is read.
+        cache: where uploads are kept in a form that is read fast; none: made for this process alone.
+        cache_bytes: how large it may grow; what was not used for longest goes first.
+        poll: called now and then while data is read and prepared; what it raises ends that.
+        tokenizers: of teachers that have their own: each text is cut by these as well, and its row of tokens is as
+            long as all together, the data's own first.
+    """
+
+    root: Path
+    download: bool = False
+    uploads: Mapping[str, Path | Callable[[], Path]] = field(default_factory=dict)
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+    poll: Callable[[], object] = lambda: None
+    tokenizers: Sequence["TokenizerConfig"] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory: three disjoint splits.
+    """A data set: three disjoint splits.
 
     Attributes:
         facts: with the true counts of this copy.
@@ -120,6 +198,16 @@ class BaseDataConfig(Config):
         """What is to be learned from its labels."""
         return "classification"
 
+    @property
+    def origin(self) -> str:
+        """Where the data of a job came from, for the student's papers."""
+        return self.source
+
+    @property
+    def labelled(self) -> float:
+        """Share of the training samples that have a label."""
+        return 1.0
+
     def facts(self) -> DataFacts:
         """What the plan needs, with no data read.
 
@@ -128,12 +216,8 @@ class BaseDataConfig(Config):
         """
         raise NotImplementedError
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
-        """Read the data set into memory.
-
-        Args:
-            root: the data directory.
-            download: whether a missing file may be fetched.
+    def load(self, places: Places) -> Dataset:
+        """Read the data set into memory, or open the file that it stays in.
 
         Raises:
             DataError: names the missing or truncated file and where it belongs.
@@ -141,69 +225,16 @@ class BaseDataConfig(Config):
         raise NotImplementedError
 
 
-def split_counts(config: BaseDataConfig, available: int) -> tuple[int, int]:
-    """How many of the `available` training samples are (train, validation); rounds validation up."""
-    held = config.validation
-    validation = math.ceil(held * available) if isinstance(held, float) else held
-    train = available - validation
-    if train < 1:
-        message = f"validation {held} leaves no training sample of {available}; hold out fewer"
-        raise DataError(message, "validation")
-    if config.train_samples is not None:
-        if config.train_samples > train:
-            message = (
-                f"train_samples {config.train_samples} is more than the {train} there are; ask for at most {train}"
-            )
-            raise DataError(message, "train_samples")
-        train = config.train_samples
-    return train, validation
+class PictureDataConfig(BaseDataConfig):
+    """Base of every source of pictures that each have one class."""
 
+    task: Literal["classification", "embedding"] = "classification"
+    """What is to be learned: the class, or numbers that lie near each other where the class is the same."""
 
-def split_indices(config: BaseDataConfig, available: int) -> tuple[Tensor, Tensor]:
-    """Indices of the train and validation samples, each sorted; independent of the job's seed."""
-    train, validation = split_counts(config, available)
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(0))
-    held, rest = order[:validation], order[validation : validation + train]
-    return rest.sort().values, held.sort().values
+    @property
+    def task_name(self) -> TaskName:
+        return self.task
 
-
-def split_facts(config: BaseDataConfig, facts: DataFacts, available: int) -> DataFacts:
-    """`facts` with the counts that `config` makes of the `available` training samples."""
-    train, validation = split_counts(config, available)
-    return replace(facts, train=train, validation=validation)
-
-
-def assemble(
-    config: BaseDataConfig,
-    facts: DataFacts,
-    training: Split,
-    test: Split,
-    scale: float,
-    tokenizer: Mapping[str, Any] | None = None,
-) -> Dataset:
-    """Split the training samples as `config` says and count, check and digest all that was read.
-
-    Raises:
-        DataError: a label is no class, or the split leaves nothing to train on.
-    """
-    for split in (training, test):
-        if len(split) == 0:
-            raise DataError(f"{config.type}: there must be some sample to train on, and some to test with")
-        whole = not split.labels.is_floating_point()
-        if whole and (int(split.labels.min()) < 0 or int(split.labels.max()) >= len(facts.classes)):
-            raise DataError(f"{config.type}: labels must be 0 to {len(facts.classes) - 1}")
-        if not whole and (split.labels.shape[1:] != (len(facts.classes),) or not bool(split.labels.isfinite().all())):
-            raise DataError(f"{config.type}: labels must be {len(facts.classes)} finite numbers a sample")
-    kept, held = split_indices(config, len(training))
-    train = Split(training.inputs[kept], training.labels[kept])
-    validation = Split(training.inputs[held], training.labels[held])
-    counted = replace(facts, train=len(train), validation=len(validation), test=len(test))
-    return Dataset(counted, train, validation, test, scale, _digest(train, validation, test), tokenizer)
-
-
-def _digest(*splits: Split) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        digest.update(split.inputs.contiguous().numpy().data)
-        digest.update(split.labels.contiguous().numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+    def of_task(self, facts: DataFacts) -> DataFacts:
+        """The facts of a data set, with what is to be learned from it here."""
+        return replace(facts, task=self.task)

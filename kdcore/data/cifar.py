@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split, assemble, split_facts
+from kdcore.data.base import DataError, DataFacts, Dataset, PictureDataConfig, Places, Split
+from kdcore.data.splits import assemble, split_facts
 
 PIXELS = 3 * 32 * 32
 MOST_RECORDS = 100_000
@@ -36,7 +37,7 @@ def read_records(path: Path, labels: int = 1) -> Split:
     return Split(records[:, labels:].reshape(-1, 3, 32, 32), records[:, labels - 1].long())
 
 
-class CifarDataConfig(BaseDataConfig):
+class CifarDataConfig(PictureDataConfig):
     """Base of both: `train_files` and `test_file` of `folder`, of which some training files are enough."""
 
     folder: ClassVar[str]
@@ -47,10 +48,10 @@ class CifarDataConfig(BaseDataConfig):
     known: ClassVar[DataFacts]
 
     def facts(self) -> DataFacts:
-        return split_facts(self, self.known, self.known.train)
+        return split_facts(self, self.of_task(self.known), self.known.train)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
-        folder = root / self.folder
+    def load(self, places: Places) -> Dataset:
+        folder = places.root / self.folder
         present = [folder / name for name in self.train_files if (folder / name).exists()]
         test = folder / self.test_file
         if not present or not test.exists():
@@ -63,8 +64,8 @@ class CifarDataConfig(BaseDataConfig):
                 f" (they are in {ARCHIVES}/{self.archive}{some})"
             )
         parts = [read_records(path, self.label_bytes) for path in present]
-        training = Split(torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts]))
-        return assemble(self, self.known, training, read_records(test, self.label_bytes), scale=255.0)
+        training = Split(torch.cat([part.inputs[:] for part in parts]), torch.cat([part.labels for part in parts]))
+        return assemble(self, self.of_task(self.known), training, read_records(test, self.label_bytes), scale=255.0)
 
 
 class CIFAR10Config(CifarDataConfig):

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split, assemble, split_facts
+from kdcore.data.base import DataError, DataFacts, Dataset, PictureDataConfig, Places, Split
+from kdcore.data.splits import assemble, split_facts
 
 SAMPLES, TEST = 1797, 360
 
@@ -24,7 +25,7 @@ def _read() -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
         raise DataError(f"{path} cannot be read ({error}); install scikit-learn again") from error
 
 
-class DigitsConfig(BaseDataConfig):
+class DigitsConfig(PictureDataConfig):
     """1,797 handwritten digits, 8x8 grey, in scikit-learn's installation: no file, no download.
 
     There is no official test set: 360 samples (20%), drawn once by a fixed permutation, are the test split,
@@ -48,12 +49,14 @@ class DigitsConfig(BaseDataConfig):
     type: Literal["digits"] = "digits"
 
     def facts(self) -> DataFacts:
-        return split_facts(self, self.known, self.known.train)
+        return split_facts(self, self.of_task(self.known), self.known.train)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
+    def load(self, places: Places) -> Dataset:
         rows = torch.from_numpy(_read())
         samples = Split(rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].long())  # (N, 64) -> (N, 1, 8, 8)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
         test, rest = order[:TEST].sort().values, order[TEST:].sort().values
         training = Split(samples.inputs[rest], samples.labels[rest])
-        return assemble(self, self.known, training, Split(samples.inputs[test], samples.labels[test]), scale=16.0)
+        return assemble(
+            self, self.of_task(self.known), training, Split(samples.inputs[test], samples.labels[test]), scale=16.0
+        )

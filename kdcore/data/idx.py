@@ -11,7 +11,8 @@ from typing import IO, ClassVar, cast
 import torch
 from torch import Tensor
 
-from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split, assemble, split_facts
+from kdcore.data.base import DataError, DataFacts, Dataset, PictureDataConfig, Places, Split
+from kdcore.data.splits import assemble, split_facts
 
 UNSIGNED_BYTES = 8
 SAMPLES = {"train": 60_000, "t10k": 10_000}
@@ -59,24 +60,25 @@ def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
     return shape
 
 
-class IdxDataConfig(BaseDataConfig):
+class IdxDataConfig(PictureDataConfig):
     """Base of the sources in torchvision's layout: `<root>/<folder>/raw/*-ubyte`, plain or `.gz`."""
 
     folder: ClassVar[str]
     known: ClassVar[DataFacts]
 
     def facts(self) -> DataFacts:
-        return split_facts(self, self.known, self.known.train)
+        return split_facts(self, self.of_task(self.known), self.known.train)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
+    def load(self, places: Places) -> Dataset:
+        root = places.root
         missing = self._missing(root)
-        if missing and download:
+        if missing and places.download:
             self._download(root)
             missing = self._missing(root)
         if missing:
             raise self._absent(root, "")
         training, test = (self._read(root, part) for part in SAMPLES)
-        return assemble(self, self.known, training, test, scale=255.0)
+        return assemble(self, self.of_task(self.known), training, test, scale=255.0)
 
     def _path(self, root: Path, part: str, kind: str) -> Path:
         plain = root / self.folder / "raw" / f"{part}-{kind}-ubyte"

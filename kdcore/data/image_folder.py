@@ -1,31 +1,25 @@
 """Pictures in folders, one folder for each class: the layout that torchvision's ImageFolder reads."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from pydantic import Field, StringConstraints
 
-from kdcore.data.base import BaseDataConfig, Count, DataError, DataFacts, Dataset, Split, assemble, split_facts
+from kdcore.data.base import Count, DataError, DataFacts, Dataset, PictureDataConfig, Places, Split
+from kdcore.data.pictures import ENDINGS, PictureError, fit_picture, pixels, read_picture
+from kdcore.data.splits import assemble, split_facts
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
-"""Whatever the ending says: Pillow knows others, and hands PostScript to a program."""
 FolderName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\\\x00.][^/\\\x00]*$")]
 MORE = 1.1
 """Times as many pictures as the spec says may be there: the plan is an estimate from above by more than that."""
-BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-"""Pillow's, for a picture of so many pixels that it is taken for an attack."""
 COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))
 
 
-class ImageFolderConfig(BaseDataConfig):
+class ImageFolderConfig(PictureDataConfig):
     """Pictures of your own, in `<folder>/train/<class>/…` and `<folder>/test/<class>/…` of the data directory.
 
     Each is turned as its camera says, made so small that its shorter side is `size`, and cut to the square in its
@@ -63,10 +57,12 @@ class ImageFolderConfig(BaseDataConfig):
             test=self.test_pictures,
             mean=mean,
             std=std,
+            task=self.task,
         )
         return split_facts(self, known, known.train)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
+    def load(self, places: Places) -> Dataset:
+        root = places.root
         training = self._read(root, "train", self.train_pictures)
         return assemble(self, self.facts(), training, self._read(root, "test", self.test_pictures), scale=255.0)
 
@@ -92,17 +88,9 @@ class ImageFolderConfig(BaseDataConfig):
     def _picture(self, path: Path) -> torch.Tensor:
         """(C, size, size) uint8."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path, formats=FORMATS) as opened:
-                    if opened.mode.startswith(("I", "F")):  # converted they would be cut off at 255
-                        raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode}); save it with 8")
-                    turned = ImageOps.exif_transpose(opened).convert("L" if self.grey else "RGB")
-                    fitted = ImageOps.fit(turned, (self.size, self.size), Image.Resampling.BILINEAR)
-        except (OSError, ValueError, SyntaxError, *BOMBS) as error:
+            return pixels(fit_picture(read_picture(path, grey=self.grey), self.size))
+        except PictureError as error:
             raise DataError(f"{path} is no picture that can be read ({error}); mend it or take it away") from error
-        pixels = np.array(fitted)  # (H, W) or (H, W, 3)
-        return torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
 
 
 def _refuse_links(root: Path, folder: Path) -> None:

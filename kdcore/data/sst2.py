@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from kdcore.data.base import DataError, DataFacts, Dataset
+from kdcore.data.base import DataError, DataFacts, Dataset, Places
 from kdcore.data.text import Rows, TextDataConfig, find_file, read_rows
 
 
@@ -25,11 +25,11 @@ class SST2Config(TextDataConfig):
     def facts(self) -> DataFacts:
         return self.text_facts(("negative", "positive"), 67_349, 1_821)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
-        folder = root / "sst2"
+    def load(self, places: Places) -> Dataset:
+        folder = places.root / "sst2"
         tested = "test*" if any(folder.glob("test*")) else "dev*"
         rows = [_read(find_file(folder, pattern, self.title)) for pattern in ("train*", tested)]
-        return self.of_rows(self.facts(), *rows)
+        return self.of_rows(self.facts(), rows[0], rows[1], places.tokenizers)
 
 
 def _read(path: Path) -> Rows:

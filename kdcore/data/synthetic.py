@@ -1,13 +1,13 @@
 """Made-up samples whose labels a fixed random network gives: for every task, with nothing to download."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split, TaskName, assemble, split_facts
+from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Places, Split, TaskName
+from kdcore.data.splits import assemble, split_facts
 
 HIDDEN = 32
 
@@ -54,7 +54,7 @@ class SyntheticConfig(BaseDataConfig):
         )
         return split_facts(self, known, self.samples)
 
-    def load(self, root: Path, *, download: bool) -> Dataset:
+    def load(self, places: Places) -> Dataset:
         facts = self.facts()
         generator = torch.Generator().manual_seed(0)
         count = len(facts.classes)

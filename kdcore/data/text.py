@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split, assemble, split_facts, split_indices
-from kdcore.data.tokenizer import Tokenizer
+from kdcore.data.base import BaseDataConfig, DataError, DataFacts, Dataset, Split
+from kdcore.data.splits import assemble, split_facts, split_indices
+from kdcore.data.tokenizer import Tokenizer, TokenizerConfig, encode_all
 
 MOST_BYTES = 2**30
 Rows = Sequence[tuple[str, int]]
@@ -40,16 +41,18 @@ class TextDataConfig(BaseDataConfig):
         )
         return split_facts(self, known, train)
 
-    def of_rows(self, facts: DataFacts, training: Rows, test: Rows) -> Dataset:
+    def of_rows(self, facts: DataFacts, training: Rows, test: Rows, others: Sequence[TokenizerConfig] = ()) -> Dataset:
         """The data set of the rows that were read; the vocabulary is of the samples that are trained on alone."""
         kept, _ = split_indices(self, len(training))
         tokenizer = Tokenizer.of((training[index][0] for index in kept.tolist()), self.vocabulary, self.length)
-        return assemble(self, facts, _split(training, tokenizer), _split(test, tokenizer), 1.0, tokenizer.document())
+        all_of_them = [tokenizer, *(other.tokenizer() for other in others)]
+        first, last = _split(training, all_of_them), _split(test, all_of_them)
+        return assemble(self, facts, first, last, 1.0, tokenizer.document())
 
 
-def _split(rows: Rows, tokenizer: Tokenizer) -> Split:
+def _split(rows: Rows, tokenizers: Sequence[Tokenizer]) -> Split:
     labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
-    return Split(tokenizer.encode([text for text, _ in rows]), labels)
+    return Split(encode_all(tokenizers, [text for text, _ in rows]), labels)
 
 
 def find_file(folder: Path, pattern: str, source: str) -> Path:

@@ -1,6 +1,7 @@
-"""Every loss, as one explicit list: a new one is a file and its two names here."""
+"""Every loss, as one explicit list: a new one is a file and its two names here. What
+installed packages add is appended (`kdcore.plugins`)."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -28,14 +29,14 @@ from kdcore.losses.knowledge_matching import KnowledgeMatchingConfig, knowledge_
 from kdcore.losses.logit_mse import LogitMSEConfig, logit_mse
 from kdcore.losses.mse import MSEConfig, mse
 from kdcore.losses.multi_head_graph import MultiHeadGraphConfig, multi_head_graph
-from kdcore.losses.multi_teacher import MultiTeacherConfig, multi_teacher_kd
+from kdcore.losses.multi_teacher import MultiTeacherConfig, multi_teacher
 from kdcore.losses.mutual import MutualConfig, mutual
 from kdcore.losses.neuron_selectivity import NeuronSelectivityConfig, neuron_selectivity
 from kdcore.losses.nkd import NKDConfig, nkd
 from kdcore.losses.overhaul import OverhaulConfig, overhaul
 from kdcore.losses.probabilistic_transfer import ProbabilisticTransferConfig, probabilistic_transfer
 from kdcore.losses.relative_teacher import RelativeTeacherConfig, relative_teacher
-from kdcore.losses.review import ReviewConfig, hierarchical_context
+from kdcore.losses.review import ReviewConfig, hierarchical_context, review
 from kdcore.losses.rkd_angle import RKDAngleConfig, rkd_angle
 from kdcore.losses.rkd_distance import RKDDistanceConfig, rkd_distance
 from kdcore.losses.semckd import SemCKDConfig, semckd
@@ -45,6 +46,7 @@ from kdcore.losses.singular_value import SingularValueConfig, singular_value
 from kdcore.losses.soft_cross_entropy import SoftCrossEntropyConfig, soft_cross_entropy
 from kdcore.losses.srrl import SRRLConfig, srrl
 from kdcore.losses.variational_information import VariationalInformationConfig, variational_information
+from kdcore.plugins import union, with_plugins
 
 LossConfig = Annotated[
     CrossEntropyConfig
@@ -131,6 +133,9 @@ LOSSES: tuple[type[BaseLossConfig], ...] = (
     MutualConfig,
     InnerHeadsConfig,
 )
+if not TYPE_CHECKING:
+    LOSSES = with_plugins("loss", BaseLossConfig, LOSSES)
+    LossConfig = union(LOSSES)
 
 
 def default_losses() -> list[LossConfig]:
@@ -214,13 +219,14 @@ __all__ = [
     "logit_mse",
     "mse",
     "multi_head_graph",
-    "multi_teacher_kd",
+    "multi_teacher",
     "mutual",
     "neuron_selectivity",
     "nkd",
     "overhaul",
     "probabilistic_transfer",
     "relative_teacher",
+    "review",
     "rkd_angle",
     "rkd_distance",
     "semckd",

@@ -53,6 +53,7 @@ class ActivationBoundaryConfig(LayersLossConfig):
     source: ClassVar[str] = (
         "Heo, Lee, Yun, Choi: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019, arXiv 1811.03233"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["activation_boundary"] = "activation_boundary"
     margin: float = Field(default=1.0, ge=0, le=1000)

@@ -62,6 +62,7 @@ class Context:
         partly_labelled: whether some labels are -1: not seen.
         label_counts: how often each class is among the labels that the stage sees, (C,) on the CPU; none in the plan,
             which has seen no data, and where labels are no classes.
+        labels_seen: how many samples these labels are of.
         samples: in the training split.
         epochs: of the stage.
         teacher_networks: the frozen teachers themselves, for terms that reuse a part of one. A term never
@@ -76,6 +77,7 @@ class Context:
     task: TaskName = "classification"
     partly_labelled: bool = False
     label_counts: Tensor | None = None
+    labels_seen: int = 0
     samples: int = 1
     epochs: int = 1
     teacher_networks: Sequence[nn.Module] = field(default=(), repr=False)
@@ -113,9 +115,17 @@ class Term(nn.Module):
         """What is trained in turn with the student, by an optimizer and a loss of its own; most terms have none."""
         return None
 
+    def beside(self) -> nn.Module | None:
+        """A network of its own that reads what the student reads, in every step; most terms have none."""
+        return None
+
     def comparisons(self, batch_size: int) -> int:
         """How many pairs or triples, of samples or of channels, it compares in a step, where they are many."""
         return 0
+
+    def held(self, batch_size: int) -> int:
+        """Of its comparisons those that are in memory at once: all, unless it works in chunks."""
+        return self.comparisons(batch_size)
 
     def metrics(self) -> Mapping[str, Tensor]:
         """What else is worth watching in the step that was just made, scalars by name; no gradient."""
@@ -151,6 +161,11 @@ class BaseLossConfig(Config):
             LossError: names the field that does not fit and what would.
         """
         raise NotImplementedError
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it needs labels as it is set; some losses do in one of their ways alone."""
+        return self.needs_labels
 
     def reads(self, teachers: int) -> set[int]:
         """Which of the job's `teachers` it looks at, as indices from 0."""
@@ -214,7 +229,7 @@ class LogitLossConfig(TaughtLossConfig):
 def layer_shape(shapes: Shapes, layer: str, field: str, owner: str) -> tuple[int, ...]:
     """The shape of a named view, or a `LossError` that names those that are there."""
     if layer not in shapes:
-        raise LossError(field, f"the {owner} has no layer {layer!r}; it has {', '.join(map(repr, shapes))}")
+        raise LossError(field, f"the {owner} has no layer {layer[:100]!r}; it has {', '.join(map(repr, shapes))}")
     return shapes[layer]
 
 

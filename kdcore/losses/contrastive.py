@@ -89,6 +89,10 @@ class Contrastive(Term):
         self.register_buffer("groups", -1 - torch.arange(context.samples))
         self.register_buffer("scales", torch.zeros(2))  # the first batch sets them
 
+    def comparisons(self, batch_size: int) -> int:
+        """With every entry of both banks."""
+        return 2 * batch_size * len(self.groups)
+
     def forward(self, batch: Batch) -> Tensor:
         ours, theirs = self.layers[0]
         student = F.normalize(self.of_student(batch.student[ours].flatten(1)), dim=1)

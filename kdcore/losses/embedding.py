@@ -38,6 +38,9 @@ class EmbeddingTerm(Term):
         count: int = batch_size**self.config.together
         return count
 
+    def held(self, batch_size: int) -> int:
+        return self.comparisons(batch_size) if self.config.together == 2 else 0  # triples are compared in chunks
+
     def forward(self, batch: Batch) -> Tensor:
         student_layer, teacher_layer = self.layers[0]
         return self.function(batch.student[student_layer], self.config.taught(batch)[teacher_layer])

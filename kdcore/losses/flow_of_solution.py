@@ -46,6 +46,7 @@ class FlowOfSolutionConfig(LayersLossConfig):
 
     title: ClassVar[str] = "Flow between layers"
     source: ClassVar[str] = "Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation, CVPR 2017, section 3"
+    in_order: ClassVar[bool] = True
 
     type: Literal["flow_of_solution"] = "flow_of_solution"
 

@@ -65,6 +65,7 @@ class InstanceGraphConfig(LayersLossConfig):
     source: ClassVar[str] = (
         "Liu et al.: Knowledge Distillation via Instance Relationship Graph, CVPR 2019; edges are normalised here"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["instance_graph"] = "instance_graph"
 

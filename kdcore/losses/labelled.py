@@ -23,17 +23,35 @@ def class_weights(wanted: ClassWeights | None, context: Context) -> Tensor | Non
     Raises:
         LossError: there are not as many weights as classes.
     """
+    counts = context.label_counts
+    if wanted != "balanced" or counts is None:
+        return _given(wanted, context, "class_weights")
+    present = counts.float().clamp(min=1)  # a class without samples needs no weight
+    return counts.sum() / (len(counts) * present)
+
+
+def positive_weights(wanted: ClassWeights | None, context: Context) -> Tensor | None:
+    """How much each class's positive labels count beside its negative ones, (C,) float32; none: as much.
+
+    Raises:
+        LossError: there are not as many weights as classes.
+    """
+    counts = context.label_counts
+    if wanted != "balanced" or counts is None:
+        return _given(wanted, context, "pos_weight")
+    positive = counts.float()  # a class with one kind of label alone has nothing to balance
+    return (context.labels_seen - positive).clamp(min=1) / positive.clamp(min=1)
+
+
+def _given(wanted: ClassWeights | None, context: Context, field: str) -> Tensor | None:
+    """The weights as they are named; of balanced ones, before labels are seen, any."""
     if wanted is None:
         return None
     if wanted == "balanced":
-        counts = context.label_counts
-        if counts is None:  # a plan: any numbers do
-            return torch.ones(context.classes)
-        present = counts.float().clamp(min=1)  # a class without samples needs no weight
-        return counts.sum() / (len(counts) * present)
+        return torch.ones(context.classes)
     if len(wanted) != context.classes:
         message = f"{len(wanted)} weights for {context.classes} classes; give one for each, in the data's order"
-        raise LossError("class_weights", message)
+        raise LossError(field, message)
     return torch.tensor(wanted)
 
 

@@ -54,6 +54,7 @@ class MultiHeadGraphConfig(LayersLossConfig):
     source: ClassVar[str] = (
         "Lee, Song: Graph-based Knowledge Distillation by Multi-head Attention Network, BMVC 2019, arXiv 1907.02226"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["multi_head_graph"] = "multi_head_graph"
     heads: int = Field(default=8, ge=1, le=64)
@@ -111,7 +112,8 @@ class MultiHeadGraph(Term):
         self.register_buffer("missed", torch.zeros(()))  # saved: a resumed stage goes on reporting it
 
     def comparisons(self, batch_size: int) -> int:
-        return len(self.layers) * batch_size**2
+        """Of every pair of layers, student's and teacher's each, one graph a head."""
+        return 2 * len(self.attention) * self.config.heads * batch_size**2
 
     def forward(self, batch: Batch) -> Tensor:
         both = zip(self.connectors, self.layers, strict=True)

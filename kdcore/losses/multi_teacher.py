@@ -28,7 +28,7 @@ from kdcore.seeds import derive
 Weighting = Literal["mean_logits", "mean_probabilities", "weights", "confidence", "one_per_batch"]
 
 
-def multi_teacher_kd(
+def multi_teacher(
     student_logits: Tensor,
     teacher_logits: Sequence[Tensor],
     labels: Tensor | None = None,
@@ -140,6 +140,10 @@ class MultiTeacherConfig(BaseLossConfig, Temperature):
     teacher_layer: str = "logits"
     """Each teacher's view that is read as logits."""
 
+    @property
+    def reads_labels(self) -> bool:
+        return self.weighting == "confidence"
+
     def reads(self, teachers: int) -> set[int]:
         return set(self.places(teachers))
 
@@ -196,7 +200,7 @@ class MultiTeacher(Term):
         self.of_each = {f"teacher-{place + 1}": value for place, value in zip(self.places, values, strict=True)}
         labels = labels_of(batch, "the weighting 'confidence'") if config.weighting == "confidence" else None
         choice = draw(batch, len(teachers)) if config.weighting == "one_per_batch" else 0
-        return multi_teacher_kd(student, teachers, labels, config.weighting, config.weights, temperature, choice)
+        return multi_teacher(student, teachers, labels, config.weighting, config.weights, temperature, choice)
 
     def metrics(self) -> Mapping[str, Tensor]:
         return self.of_each

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdcore.config import dotted
 from kdcore.data.base import TaskName
 from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Term
 from kdcore.losses.cross_entropy import cross_entropy
@@ -37,8 +38,8 @@ def mutual(student_logits: Tensor, peer_logits: Tensor, labels: Tensor, temperat
 class MutualConfig(BaseLossConfig, Temperature):
     """Divergences between the student and a peer, both ways, and the peer's cross-entropy on the labels.
 
-    The peer is trained beside the student, by the same optimizer, and never exported. The student's own label loss is
-    a term of its own, `cross_entropy`. No teacher is needed.
+    The peer is trained beside the student, by the same optimizer, in float32, and never exported. The student's own
+    label loss is a term of its own, `cross_entropy`. No teacher is needed.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -61,10 +62,12 @@ class MutualConfig(BaseLossConfig, Temperature):
         if self.peer.classes not in (None, context.classes):
             message = f"the peer has {self.peer.classes} classes, the data has {context.classes}; leave `classes` out"
             raise LossError("peer", message)
+        if not self.peer.trainable:
+            raise LossError("peer", f"a model of type {self.peer.type} cannot be trained; use another model")
         try:
             return Mutual(self, self.peer.build(context.input_shape, context.classes, context.vocabulary))
         except ModelError as error:
-            raise LossError("peer", f"{error.field}: {error}") from error
+            raise LossError("peer", f"{dotted(error.loc)}: {error}") from error
 
 
 class Mutual(Term):
@@ -78,6 +81,9 @@ class Mutual(Term):
         student, peer = batch.student[self.config.student_layer], self.peer(batch.inputs)
         self._watched = {"peer_accuracy": (peer.detach().argmax(dim=1) == labels).float().mean()}
         return mutual(student, peer, labels, self.config.temperature_at(batch))
+
+    def beside(self) -> nn.Module:
+        return self.peer
 
     def metrics(self) -> Mapping[str, Tensor]:
         return self._watched

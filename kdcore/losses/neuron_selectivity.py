@@ -87,6 +87,9 @@ class NeuronSelectivity(Term):
     def comparisons(self, batch_size: int) -> int:
         return batch_size * self.channels
 
+    def held(self, batch_size: int) -> int:
+        return 0  # in chunks
+
     def forward(self, batch: Batch) -> Tensor:
         taught = self.config.taught(batch)
         return torch.stack([neuron_selectivity(batch.student[s], taught[t]) for s, t in self.layers]).sum()

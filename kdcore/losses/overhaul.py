@@ -71,6 +71,7 @@ class OverhaulConfig(LayersLossConfig):
     source: ClassVar[str] = (
         "Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv 1904.01866"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["overhaul"] = "overhaul"
     weight: float = Field(default=1e-3, ge=0, le=1e6)

@@ -6,8 +6,8 @@ such views are asked for.
 """
 
 import math
-from itertools import groupby
-from typing import Literal
+from itertools import groupby, pairwise
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -68,6 +68,9 @@ class LayerLossConfig(TaughtLossConfig):
 class LayersLossConfig(TaughtLossConfig):
     """Base of every loss on several hidden layers of each side."""
 
+    in_order: ClassVar[bool] = False
+    """Whether its value depends on which layer comes after which."""
+
     student_layers: list[str] | None = Field(default=None, min_length=1, max_length=64)
     """The student's views that are matched, in order of depth; left out with `teacher_layers`: the pairs that fit."""
     teacher_layers: list[str] | None = Field(default=None, min_length=1, max_length=64)
@@ -77,7 +80,8 @@ class LayersLossConfig(TaughtLossConfig):
         """The student's and the teacher's layers, at least `least` pairs.
 
         Raises:
-            LossError: as for one pair; or the two lists differ in length, or there are too few.
+            LossError: as for one pair; or the two lists differ in length, there are too few, or, where that matters,
+                one names a deeper layer before a shallower one.
         """
         teacher = self.shapes_of_teacher(context)
         if (self.student_layers is None) != (self.teacher_layers is None):
@@ -95,6 +99,9 @@ class LayersLossConfig(TaughtLossConfig):
                 check_kind(teacher, theirs, kind, "teacher_layers", "teacher")
                 if len(context.student[ours]) != len(teacher[theirs]):
                     raise LossError("teacher_layers", _unlike(ours, theirs, context, teacher))
+            if self.in_order:
+                check_order(context.student, self.student_layers, "student_layers", "student")
+                check_order(teacher, self.teacher_layers, "teacher_layers", "teacher")
         if len(found) < least:
             counts = f"{least} pairs of layers are needed, {len(found)} {'fit' if len(found) != 1 else 'fits'}"
             raise LossError("student_layers", f"{counts}; name more layers of both sides, or use deeper models")
@@ -108,6 +115,16 @@ def check_kind(shapes: Shapes, layer: str, kind: Kind, field: str, owner: str) -
         others = ", ".join(map(repr, candidates(shapes, kind))) or "none"
         message = f"the {owner}'s {layer!r} has the shape {shape} and is no {WORDS[kind]}; such layers of it: {others}"
         raise LossError(field, message)
+
+
+def check_order(shapes: Shapes, layers: list[str], field: str, owner: str) -> None:
+    """Raise `LossError` where a layer is named before a shallower one."""
+    places = list(shapes)
+    for first, second in pairwise(layers):
+        if places.index(first) > places.index(second):
+            right = ", ".join(sorted(layers, key=places.index))
+            message = f"the {owner}'s {first!r} is deeper than {second!r}; name its layers in order of depth: {right}"
+            raise LossError(field, message)
 
 
 def check_places(student: Shapes, teacher: Shapes, pairs: Pairs, field: str) -> None:

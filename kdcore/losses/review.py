@@ -1,5 +1,6 @@
 """Knowledge review: each level of the teacher is explained by all of the student's levels from there to the deepest."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -45,6 +46,22 @@ def hierarchical_context(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return value / total
 
 
+def review(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Σ over levels of `hierarchical_context` (Chen et al. 2021, section 3.3).
+
+    Args:
+        student_maps, teacher_maps: (B, C, H, W) of each level, as many of each; the student's as fused with all deeper
+            levels; no gradient reaches the teacher's.
+
+    Returns:
+        A scalar, at least 0; float32 for half-precision maps.
+
+    Raises:
+        ValueError: there are not as many of each, or a pair is refused by `hierarchical_context`.
+    """
+    return torch.stack([hierarchical_context(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]).sum()
+
+
 class Fusion(nn.Module):
     """Joins a level of the student with what the deeper levels have left, by attention over places.
 
@@ -83,6 +100,7 @@ class ReviewConfig(LayersLossConfig):
     source: ClassVar[str] = (
         "Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["review"] = "review"
     weight: float = Field(default=5.0, ge=0, le=1e6)
@@ -106,8 +124,9 @@ class Review(Term):
 
     def forward(self, batch: Batch) -> Tensor:
         taught = self.config.taught(batch)
-        values, left = [], None
-        for fusion, (s, t) in zip(reversed(self.fusions), reversed(self.layers), strict=True):
+        levels: list[Tensor] = []
+        left = None
+        for fusion, (s, _) in zip(reversed(self.fusions), reversed(self.layers), strict=True):
             explained, left = fusion(batch.student[s], left)
-            values.append(hierarchical_context(explained, taught[t]))
-        return torch.stack(values).sum()
+            levels.append(explained)
+        return review(levels, [taught[t] for _, t in reversed(self.layers)])

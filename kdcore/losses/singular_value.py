@@ -148,6 +148,7 @@ class SingularValueConfig(LayersLossConfig):
         "Lee, Kim, Song: Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018,"
         " arXiv 1807.06819"
     )
+    in_order: ClassVar[bool] = True
 
     type: Literal["singular_value"] = "singular_value"
     k: int = Field(default=1, ge=1, le=64)

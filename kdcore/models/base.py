@@ -5,17 +5,23 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore.config import Config
+from kdcore.config import Config, Loc
 
 FOREIGN = "network."
 """Before the names of the weights of a network that another project defined; not in files."""
 
 
 class ModelError(ValueError):
-    """A model that cannot be built for this input: `field` of its config is wrong."""
+    """A model that cannot be built for this input.
 
-    def __init__(self, field: str, message: str) -> None:
+    Attributes:
+        field: of its config, that is wrong.
+        loc: the path to it, which begins with `field`; longer where a field holds parts of their own.
+    """
+
+    def __init__(self, field: str, message: str, *inner: str | int) -> None:
         self.field = field
+        self.loc: Loc = (field, *inner)
         super().__init__(message)
 
 
@@ -51,6 +57,8 @@ class BaseModelConfig(Config):
 
     title: ClassVar[str]
     source: ClassVar[str]
+    trainable: ClassVar[bool] = True
+    """False: it can only be a teacher that is given."""
 
     type: Any
     classes: int | None = Field(default=None, ge=2, le=1_000_000)
@@ -69,6 +77,11 @@ class BaseModelConfig(Config):
             ModelError: names the field that does not fit and what would.
         """
         raise NotImplementedError
+
+    def original(self, input_shape: tuple[int, ...], classes: int) -> tuple[str, str] | None:
+        """The module, and the expression with it, that build the same network without this project, its weights under
+        the names in `student.safetensors`; None where there is no such thing."""
+        return None
 
 
 def refuse_texts(vocabulary: int | None, family: str) -> None:

@@ -1,13 +1,14 @@
 """Networks of torchvision, by name, with their hidden outputs read from outside."""
 
 import difflib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kdcore.models.base import BaseModelConfig, ModelError, Network, refuse_texts
 
@@ -47,24 +48,26 @@ class TorchvisionConfig(BaseModelConfig):
                 "type", f"torchvision's networks read pictures in colour (3, H, W), these are {input_shape}"
             )
         self._check_name()
-        outputs, planned = self.classes or classes, torch.get_default_device().type == "meta"
-        try:
-            with torch.device("meta"), torch.no_grad():
-                tried = self._network(input_shape, outputs)
-                tried.eval()(torch.empty(1, *input_shape))
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            size = "x".join(map(str, input_shape[1:]))
-            why = str(error).partition("\n")[0] or "they are too small"
-            message = f"{self.name} cannot read pictures of {size}: {why}; use another network, or the view resize"
-            raise ModelError("name", message) from None
-        return tried.train() if planned else self._network(input_shape, outputs)
+        outputs = self.classes or classes
+        return build_foreign(self.name, input_shape, lambda: self._network(input_shape, outputs))
+
+    def original(self, input_shape: tuple[int, ...], classes: int) -> tuple[str, str] | None:
+        outputs = self.classes or classes
+        given = {"num_classes": outputs, **self._options(input_shape)}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return "torchvision", f"torchvision.models.get_model({self.name!r}, weights=None, {arguments})"
+
+    def _options(self, input_shape: tuple[int, ...]) -> dict[str, Any]:
+        if self.name.startswith("vit_"):
+            return {"image_size": input_shape[1]}
+        if self.name.startswith("maxvit"):
+            return {"input_size": tuple(input_shape[1:])}
+        return WITHOUT.get(self.name, {})
 
     def _check_name(self) -> None:
         from torchvision import models  # slow to import, and few jobs need it
 
         known = models.list_models(module=models)
-        if self.name.startswith("regnet"):
-            raise ModelError("name", "regnets compute with numbers while they are built, which a plan has none of")
         if self.name not in known:
             near = difflib.get_close_matches(self.name, known, 3) or ["resnet18", "mobilenet_v3_small"]
             raise ModelError("name", f"torchvision has no classifier {self.name!r}; {', '.join(near)} are some it has")
@@ -72,15 +75,43 @@ class TorchvisionConfig(BaseModelConfig):
     def _network(self, input_shape: tuple[int, ...], classes: int) -> Network:
         from torchvision import models
 
-        options = WITHOUT.get(self.name, {})
-        if self.name.startswith("vit_"):
-            if input_shape[1] != input_shape[2]:
-                raise ValueError("pictures must be square")
-            options = {"image_size": input_shape[1]}
-        elif self.name.startswith("maxvit"):
-            options = {"input_size": input_shape[1:]}
-        network = models.get_model(self.name, weights=None, num_classes=classes, **options)
+        if self.name.startswith("vit_") and input_shape[1] != input_shape[2]:
+            raise ValueError("pictures must be square")
+        options = self._options(input_shape)
+        with RealNumbers() if self.name.startswith("regnet") else nullcontext():
+            network = models.get_model(self.name, weights=None, num_classes=classes, **options)
         return Foreign(network, last_channels=self.name.startswith(LAST_CHANNELS))
+
+
+class RealNumbers(TorchFunctionMode):
+    """Makes bare numbers on the CPU, on the meta device too: the regnets work out their widths with them.
+
+    What names a device, if only none in particular, as modules do for what they hold, stays where it was to be.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        bare = func in (torch.arange, torch.tensor) and "device" not in given
+        return func(*args, **given | ({"device": "cpu"} if bare else {}))
+
+
+def build_foreign(name: str, input_shape: tuple[int, ...], make: Callable[[], Network]) -> Network:
+    """What `make` makes, once a sample went through it on the meta device.
+
+    Raises:
+        ModelError: the network `name` cannot read pictures of this shape.
+    """
+    planned = torch.get_default_device().type == "meta"
+    try:
+        with torch.device("meta"), torch.no_grad():
+            tried = make()
+            tried.eval()(torch.empty(1, *input_shape))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        size = "x".join(map(str, input_shape[1:]))
+        why = str(error).partition("\n")[0] or "they are too small"
+        message = f"{name} cannot read pictures of {size}: {why}; use another network, or the view resize"
+        raise ModelError("name", message) from None
+    return tried.train() if planned else make()
 
 
 class Foreign(Network):
@@ -89,10 +120,14 @@ class Foreign(Network):
     Args:
         network: (B, C, H, W) -> (B, classes).
         last_channels: whether its maps are (B, H, W, C).
+        head: what makes the logits, where it is known; else the last Linear layer does. Where it is no Linear layer,
+            the logits are of no view.
     """
 
-    def __init__(self, network: nn.Module, *, last_channels: bool) -> None:
+    def __init__(self, network: nn.Module, *, last_channels: bool, head: nn.Module | None = None) -> None:
         super().__init__()
+        self._last = next((name for name, module in network.named_modules() if module is head), None)
+        self._plain = head is None or isinstance(head, nn.Linear)
         self.network = network  # as FOREIGN says
         self.last_channels = last_channels
         for module in network.modules():
@@ -108,16 +143,18 @@ class Foreign(Network):
         layers = [
             (name, each) for name, each in self.network.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)
         ]
+        if self._last is not None and self._plain:
+            return self._last, cast(nn.Linear, self.network.get_submodule(self._last))
         linear = [(name, each) for name, each in layers if isinstance(each, nn.Linear)]
         return linear[-1] if linear else layers[-1]
 
     def classifier(self) -> tuple[str, nn.Module] | None:
         head = self._head()[1]
-        return (POOLED, head) if isinstance(head, nn.Linear) else None
+        return (POOLED, head) if self._plain and isinstance(head, nn.Linear) else None
 
     def output_bias(self) -> nn.Parameter | None:
         head = self._head()[1]
-        return cast(nn.Parameter | None, head.bias) if isinstance(head, nn.Linear) else None
+        return cast(nn.Parameter | None, head.bias) if self._plain and isinstance(head, nn.Linear) else None
 
     def views(self, inputs: Tensor) -> dict[str, Tensor]:
         found: dict[str, tuple[Tensor, int]] = {}

@@ -22,9 +22,18 @@ TABLE = {
     ("post", "/jobs/{job_id}/cancel"), ("post", "/jobs/{job_id}/pause"), ("post", "/jobs/{job_id}/resume"),
     ("post", "/jobs/{job_id}/retry"), ("get", "/jobs/{job_id}/metrics"), ("get", "/jobs/{job_id}/events"),
     ("get", "/jobs/{job_id}/logs"), ("get", "/jobs/{job_id}/checkpoints"), ("get", "/jobs/{job_id}/artifacts"),
+    ("get", "/jobs/{job_id}/artifacts.zip"), ("head", "/jobs/{job_id}/artifacts.zip"),
     ("get", "/jobs/{job_id}/artifacts/{name}"), ("head", "/jobs/{job_id}/artifacts/{name}"), ("get", "/catalog/losses"),
     ("get", "/catalog/models"), ("get", "/catalog/data"), ("get", "/catalog/spec"), ("get", "/workers"),
     ("get", "/metrics"), ("get", "/healthz"), ("get", "/readyz"),
+} | {
+    (method, f"/{many}{path}")
+    for many in ("datasets", "models")
+    for method, path in (
+        ("post", ""), ("post", "/file"), ("get", ""), ("get", "/{upload_id}"), ("delete", "/{upload_id}"),
+        ("put", "/{upload_id}/parts/{number}"), ("post", "/{upload_id}/complete"),
+        ("get", "/{upload_id}/files/{name}"),
+    )
 }  # fmt: skip
 
 
@@ -112,7 +121,11 @@ def test_the_spec_is_documented_and_its_examples_are_good_jobs(document: dict):
 def test_answers_are_as_documented(api: Api, client: httpx.Client, document: dict):
     job_id = submit(client)["id"]
     api.succeed(api.claim(job_id), {"student.onnx": b"x"})
+    upload_id = client.post("/models", json={"name": "teacher", "size": 9}).json()["id"]
     paths = {
+        "/datasets": "/datasets",
+        "/models": "/models",
+        "/models/{upload_id}": f"/models/{upload_id}",
         "/jobs": "/jobs",
         "/jobs/{job_id}": f"/jobs/{job_id}",
         "/jobs/{job_id}/events": f"/jobs/{job_id}/events",

@@ -152,7 +152,7 @@ INVALID = {
     "unknown field": ({"studnet": {}}, ["studnet"], "student"),
     "wrong type": ({"seed": "one"}, ["seed"], "whole number"),
     "out of bounds": ({"priority": 1000}, ["priority"], "100"),
-    "empty stages": ({"stages": []}, ["stages"], "at least 1"),
+    "empty stages": ({"stages": []}, ["student", "weights"], "name the student's weights"),
     "unknown loss": ({"stages": [{"losses": [{"type": "kdd"}]}]}, ["stages", 0, "losses", 0, "type"], "'kd'"),
     "unknown model": ({"student": {"model": {"type": "mlpp"}}}, ["student", "model", "type"], "'mlp'"),
     "missing": ({"student": {}}, ["student", "model"], "missing"),
@@ -261,6 +261,15 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     of_pictures = submit(client, data=pictures)["id"]
     api.succeed(api.claim(of_pictures), {"teacher-1.safetensors": b"weights"})
     assert "in another order" in refusal(of_pictures, data=pictures | {"classes": ["b", "a"]})
+    assert "reads (3, 8, 8) for 2 outputs, this one (3, 16, 16)" in refusal(of_pictures, data=pictures | {"size": 16})
+    words = {"type": "lstm", "hidden": 8}
+    texts = {"data": {"type": "ag_news", "train_samples": 500}, "student": {"model": words}}
+    of_texts = submit(client, **texts, teachers=[{"model": words}])["id"]
+    api.succeed(api.claim(of_texts), {"teacher-1.safetensors": b"weights"})
+    taught = {"teachers": [{"model": words, "weights": {"job": of_texts}}]}
+    assert submit(client, **texts, **taught)["status"] == "queued"
+    other = texts | {"data": {"type": "ag_news", "train_samples": 600}}  # as many words, others
+    assert "knows the words of its own data" in refusal(of_texts, **other, **taught)
     smaller = {"view": {"type": "resize", "size": 4}}
     assert "another view" in refusal(job_id, teachers=[teacher | smaller])
     peers = [{"losses": [{"type": "mutual", "peer": SPEC["student"]["model"]}]}]
@@ -276,13 +285,49 @@ def test_the_teacher_of_another_job(api: Api, client: httpx.Client, owners):
     assert "no longer has" in refusal(without)
 
 
+def test_the_student_of_another_job(api: Api, client: httpx.Client, owners):
+    def refusal(job_id: str, student: dict[str, Any] | None = None, **changes: object) -> str:
+        warm = SPEC["student"] | {"weights": {"job": job_id}} | (student or {})
+        problem = said(client.post("/jobs", json=SPEC | {"student": warm} | changes), 422, "invalid_spec")
+        assert [error["loc"] for error in problem["errors"]] == [["student", "weights", "job"]]
+        return str(problem["errors"][0]["message"])
+
+    job_id = submit(client)["id"]
+    assert "is queued; only a succeeded job has a student to give" in refusal(job_id)
+    api.succeed(api.claim(job_id), {"student.safetensors": b"weights"})
+    warm = SPEC["student"] | {"weights": {"job": job_id}}
+    assert submit(client, student=warm)["spec"]["student"]["weights"] == {"job": job_id}
+    assert "student" in said(client.delete(f"/jobs/{job_id}"), 409, "conflict")["detail"]
+    assert "another model" in refusal(job_id, {"model": {"type": "mlp", "hidden": [33]}})
+    assert "reads (1, 8, 8) for 10 outputs, this one (1, 28, 28)" in refusal(job_id, data={"type": "mnist"})
+    assert "this one (1, 4, 4)" in refusal(job_id, {"view": {"type": "resize", "size": 4}})
+    with api.client(next(owners)) as stranger:
+        theirs = submit(stranger)["id"]
+        api.succeed(api.claim(theirs), {"student.safetensors": b"weights"})
+    assert "there is no job" in refusal(theirs)
+    without = submit(client)["id"]
+    api.succeed(api.claim(without), {"student.onnx": b"x"})
+    assert "no longer has" in refusal(without)
+
+
+def test_a_student_that_is_described_is_stored_with_its_model(client: httpx.Client):
+    thinner = submit(client, student={"shrink": {"width": 0.5}})["spec"]["student"]
+    assert thinner["model"]["hidden"] == [width // 2 for width in SPEC["teachers"][0]["model"]["hidden"]]
+    assert thinner["shrink"] == {"of": "teacher", "width": 0.5, "depth": 1.0}
+    planned = client.post("/jobs/plan", json=SPEC | {"student": {"max_parameters": 1000}}).json()
+    assert planned["spec"]["student"]["model"]["type"] == "mlp"
+    assert "the largest with at most 1,000" in planned["student_choice"]["reason"]
+    problem = said(client.post("/jobs", json=SPEC | {"student": {"max_parameters": 3}}), 422, "invalid_spec")
+    assert problem["errors"][0]["loc"] == ["student", "max_parameters"]
+
+
 def test_a_teacher_that_is_deleted_meanwhile_is_missed_at_once(
     api: Api, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ):
     job_id = submit(client)["id"]
     api.succeed(api.claim(job_id), {"teacher-1.safetensors": b"weights"})
     teacher = {"model": SPEC["teachers"][0]["model"], "weights": {"job": job_id}}
-    monkeypatch.setattr("api.submission._check_disk", lambda service: client.delete(f"/jobs/{job_id}"))
+    monkeypatch.setattr("api.submission.check_disk", lambda service: client.delete(f"/jobs/{job_id}"))
     said(client.post("/jobs", json=SPEC | {"teachers": [teacher]}), 422, "invalid_spec")
 
 

@@ -55,7 +55,14 @@ class Api:
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
     home = tmp_path / "home"
-    settings = Settings(home=home, data=home / "data", port=0, api_keys={"alice": SecretStr(KEY)}, poll_seconds=0.05)
+    settings = Settings(
+        home=home,
+        data=home / "data",
+        port=0,
+        api_keys={"alice": SecretStr(KEY)},
+        poll_seconds=0.05,
+        max_part_bytes=65_536,
+    )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=1))

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import update
 
 from distillery.embedded import environment
@@ -15,6 +16,7 @@ from storage import schema, workers
 from storage.database import Database
 from storage.settings import Settings
 from storage.tables import Worker
+from storage.teacher_urls import TeacherSecret
 from storage.workers import WorkerCard
 from tests.versions import schema_at
 
@@ -29,7 +31,7 @@ def distillery(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate", "calibrate", "doctor"])
 def test_bad_settings_are_a_sentence_each(command: str) -> None:
     done = distillery(command, DISTILLERY_PORT="99999", DISTILLERY_LEASE_SECONDS="soon")
     assert done.returncode == 2
@@ -53,7 +55,7 @@ def test_a_secret_in_a_bad_setting_is_not_printed() -> None:
     assert "s3cr3t" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate"])  # api and worker: test_versions.py
+@pytest.mark.parametrize("command", ["serve", "migrate", "calibrate"])  # api and worker: test_versions.py
 def test_a_schema_of_another_version_is_named(command: str, tmp_path: Path) -> None:
     database = Database(Settings(home=tmp_path).database)
     schema.ensure(database)
@@ -109,3 +111,24 @@ def test_no_service_and_no_file_are_sentences(tmp_path: Path) -> None:
     done = distillery("submit", str(tmp_path / "none.yaml"), **nowhere)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "none.yaml" in done.stderr
+
+
+def test_every_kind_of_setting_reaches_the_processes_that_are_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Settings(
+        home=tmp_path,
+        port=8123,
+        api_keys={"alice": SecretStr("a-key-of-some-length")},
+        allowed_hosts=["a.example", "b.example"],
+        teacher_urls=["https://models.internal/v1/"],
+        teacher_secrets={
+            "any": TeacherSecret(token=SecretStr("t")),
+            "models": TeacherSecret(token=SecretStr("u"), url="https://models.internal/v1/"),
+        },
+        warm_spare=False,
+    )
+    for name, value in environment(given).items():
+        if name.startswith("DISTILLERY_"):
+            monkeypatch.setenv(name, value)
+    assert Settings() == given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from distillery import ApiError, Client, ConnectionFailed, DownloadFailed, JobFailed
+from distillery.cli import main
+from distillery.errors import dotted
 from storage import attempts
 from storage.lifecycle import add_event
 
@@ -52,6 +55,25 @@ def test_the_same_key_gives_the_same_job(client: Client) -> None:
     with pytest.raises(ApiError) as caught:
         client.submit(SPEC | {"seed": 1}, "k1")
     assert (caught.value.status, caught.value.code) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("changes", [{"seed": "x"}, {"seed": "x", "stages": [{"epochs": -1}], "nonsense": 1}])
+def test_each_fault_is_printed_once(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: Any
+) -> None:
+    monkeypatch.setenv("DISTILLERY_URL", api.url)
+    monkeypatch.setenv("DISTILLERY_API_KEY", KEY)
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(SPEC | changes))
+    assert main(["submit", str(file)]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("distillery: ")
+    assert "(422 invalid_spec)" in said
+    with Client(api.url, KEY) as client, pytest.raises(ApiError) as refused:
+        client.submit(SPEC | changes)
+    assert len(refused.value.errors) == len(changes)
+    for fault in refused.value.errors:
+        assert said.count(f"{dotted(fault['loc'])}: {fault['message']}") == 1, said
 
 
 def test_the_plan_stores_nothing(client: Client) -> None:

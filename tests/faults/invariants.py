@@ -203,9 +203,10 @@ class Checker:
         yield from (f"{job} keeps {many} checkpoints" for job, many in kept.items() if many > 2)
 
     def _belongs(self, path: Path) -> bool:
-        """What may be there beside what rows name: the database, locks, the broker, and the logs of jobs that are."""
+        """What may be there beside what rows name: the database, locks, the broker, the cache, which bounds itself, and
+        the logs of jobs that are."""
         top = path.parts[0]
-        if top.startswith(("distillery.db", "serve.json")) or top in ("broker", "prometheus", ".clock"):
+        if top.startswith(("distillery.db", "serve.json")) or top in ("broker", "cache", "prometheus", ".clock"):
             return True
         if top == "blobs":
             return path.name == ".lock"

@@ -61,6 +61,8 @@ SPECS: dict[str, dict[str, Any]] = {
         "seed": 7,
     },
 }
+for spec in SPECS.values():
+    spec["reuse_teachers"] = False  # a job that takes a teacher over has no points of its training to compare
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Undisturbed:
     files: frozenset[str]
     digests: dict[str, str]
     points: dict[Point, float]
+    teacher: dict[Point, float]
+    """The teacher's scores, as a job tells them whose teacher it is without being trained there."""
 
 
 def run_undisturbed(name: str, points: int) -> Undisturbed:
@@ -81,7 +85,7 @@ def run_undisturbed(name: str, points: int) -> Undisturbed:
     spec, reporter = parse_spec(SPECS[name]), RecordingReporter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
-        train.run(
+        result = train.run(
             spec, data_root=Path(folder), out=out, reporter=reporter, choices=choose_here(spec, "cpu"),
             download=False, points=points,
         )  # fmt: skip
@@ -92,10 +96,13 @@ def run_undisturbed(name: str, points: int) -> Undisturbed:
             if path.suffix in (".safetensors", ".onnx")
         }
     series = {(stage, key, step): value for stage, step, row in reporter.points for key, value in row.items()}
-    return Undisturbed(frozenset(path.name for path in files), digests, series)
+    best = result["validation"]["teacher-1"]
+    scores = {("teacher-1", f"validation/{name}", 0): best[name] for name in best if name not in ("epoch", "epochs")}
+    return Undisturbed(frozenset(path.name for path in files), digests, series, scores)
 
 
 def taught(first: Undisturbed) -> Undisturbed:
-    """What a job comes to whose teacher comes from a finished job of the same spec: no stage of the teacher."""
+    """What a job comes to whose teacher comes from a finished job of the same spec: no stage of the teacher, whose
+    scores are told all the same."""
     points = {point: value for point, value in first.points.items() if not point[0].startswith("teacher")}
-    return Undisturbed(first.files - {"teacher-1.safetensors"}, first.digests, points)
+    return Undisturbed(first.files - {"teacher-1.safetensors"}, first.digests, points | first.teacher, {})

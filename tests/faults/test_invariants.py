@@ -39,7 +39,7 @@ def digest(content: bytes) -> str:
 
 
 KNOWN = Undisturbed(
-    frozenset(FILES), {name: digest(content) for name, content in FILES.items() if name != "result.json"}, POINTS
+    frozenset(FILES), {name: digest(content) for name, content in FILES.items() if name != "result.json"}, POINTS, {}
 )
 POISONED = {"code": "worker_lost", "kind": "system", "message": "the worker stopped renewing its lease"}
 

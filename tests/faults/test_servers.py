@@ -311,11 +311,11 @@ def test_chunks_are_delayed_for_a_while(proxy: Proxy, url: str) -> None:
         began = time.monotonic()
         connection.execute("SELECT 1")
         assert time.monotonic() - began >= 0.4  # there and back
-        proxy.delay(0.2, 0.1)
+        proxy.delay(30, 0.1)
         time.sleep(0.3)
         began = time.monotonic()
         connection.execute("SELECT 1")
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 20
 
 
 def insert(url: str, number: int) -> bool:

@@ -146,7 +146,7 @@ class Ledger(SimpleNamespace):
 (folder / "out").mkdir(exist_ok=True)
 (folder / "out" / "result.json").write_text("{}")
 ledger = Ledger(settings=SimpleNamespace(blobs=folder / "blobs"), fence=Fence("job", 1))
-attempt._publish(ledger, SimpleNamespace(id="job"), folder / "out", {})
+attempt.publish(ledger, SimpleNamespace(id="job"), folder / "out", {})
 """
 
 

@@ -24,12 +24,12 @@ LIKELY: dict[str, list[Any]] = {
     "teacher": [1, 1, 2, 16],
     "offset_classes": [["3"], ["3", "9"], ["none such"]],
     "without_classes": [["3"], ["3", "9"], ["none such"]],
-    "select_by": ["accuracy", "nll", "rmse"],
+    "select_by": ["accuracy", "nll", "last", "rmse"],
     "epochs": [1, 1, 2, 100_000],
     "batch_size": [1, *[7] * 3, *[32] * 4, *[48] * 4, *[64] * 4, 1000, 1_048_576],
     "depth": [1, 2, 8, 10, 14, 16],
     "train_samples": [*[None] * 4, 64, 100, 100, 200, 1000, 7],
-    "validation": [1, 20, 20, 100, 0.1, 0.1, 0.5, 1e-9, 0.999, 5000],
+    "validation": [1, 20, 20, 100, 100, 0.1, 0.1, 0.1, 0.1, 0.5, 1e-9, 0.999, 5000],
     "max_memory": [None, None, 2**30, "4GiB", "1.5 GB", 2**26, 2**60, "80MB", "1KiB", "many"],
     "file": ["t.safetensors", "folder.safetensors", "absent.safetensors", "a/../b.safetensors", "t.pt"],
     "crop": [0, 1, *[7] * 4, 8, 64],
@@ -45,9 +45,10 @@ USUAL: dict[str, list[Any]] = {
 """Branches that are taken most of the time, for the same reason."""
 SELDOM = [
     "classes", "offset_classes", "select_by", "student_layer", "student_layers", "teacher", "teacher_layer",
-    "teacher_layers", "view", "weights", "without_classes", "TeacherTrainConfig.losses",
+    "teacher_layers", "view", "weights", "without_classes", "TeacherTrainConfig.losses", "shrink", "max_parameters",
+    "max_latency_ms", "family", "initialize", "task", "tokenizer", "pos_weight", "views", "tuning",
 ]  # fmt: skip
-CHANCES = dict.fromkeys(SELDOM, 1) | {"stages": 8, "StageConfig.losses": 8}
+CHANCES = dict.fromkeys(SELDOM, 1) | {"stages": 8, "StageConfig.losses": 8, "StudentConfig.model": 10}
 """How often of ten times a field is given that could be left out; others four times."""
 WEIRD: list[Any] = [
     None, True, "", "1", "kd", "x" * 5_000, "\x00", "\ud800", "Größe\n", -1, 0, 1, 0.5, 1e-320, 1e308, 2**63, -(2**63),
@@ -106,7 +107,7 @@ def _list(draw: st.DrawFn, schema: Any, name: str) -> Any:
     if "prefixItems" in schema:
         return [_value(draw, part, "") for part in schema["prefixItems"]]
     least = schema.get("minItems", 0)
-    if name == "teachers" and draw(st.integers(0, 9)):  # most losses need one
+    if name in ("teachers", "stages") and draw(st.integers(0, 9)):  # most losses need a teacher
         least = 1
     size = min(draw(st.sampled_from([least, least, least + 1, least + 2])), schema.get("maxItems", least + 2))
     return [_value(draw, schema["items"], name) for _ in range(size)]

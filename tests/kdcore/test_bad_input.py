@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdcore.data import Places
 from kdcore.errors import TrainingError
 from kdcore.export import save_weights
 from kdcore.models import LSTMConfig
@@ -43,10 +44,25 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str | int, ...], str]] = {
         (*LOSS, "student_layers"),
         "map",
     ),
+    "a deeper layer before a shallower one": (
+        spec([{"type": "review", "student_layers": ["conv_1", "conv_2"], "teacher_layers": ["conv_2", "conv_1"]}]),
+        (*LOSS, "teacher_layers"),
+        "name its layers in order of depth: conv_1, conv_2",
+    ),
     "widths that a loss cannot bridge": (
         spec([{"type": "flow_of_solution"}], teacher={**CNN, "channels": [6, 9]}),
         (*LOSS, "student_layers"),
         "channels",
+    ),
+    "a width that the baseline cannot learn classes with": (
+        spec([{"type": "rkd_distance"}], data=DIGITS | {"task": "embedding"}, student={**CNN, "classes": 4}),
+        ("student", "model", "classes"),
+        "wants 10 outputs, one for each class; leave `classes` out, or set `baseline` to false",
+    ),
+    "a teacher's width that cannot learn classes": (
+        spec([{"type": "rkd_distance"}], data=DIGITS | {"task": "embedding"}, teacher={**CNN, "classes": 64}),
+        ("teachers", 0, "model", "classes"),
+        "or name the `losses` of its `train`",
     ),
     "logits of another width": (
         spec([{"type": "kd", "teacher_layer": "hidden_1"}]),
@@ -96,6 +112,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str | int, ...], str]] = {
         "texts",
     ),
     "a score of another task": (spec([{"type": "kd"}], select_by="mae"), ("select_by",), "accuracy"),
+    "early stopping that looks at no score": (
+        spec([], select_by="last", stages=[{"early_stopping": {}}]),
+        ("stages", 0, "early_stopping"),
+        "looks at no score",
+    ),
     "noise on labels that are no classes": (
         spec([{"type": "logit_mse"}], data=REGRESSION, teacher=MLP, student=MLP, transfer={"label_noise": 0.1}),
         ("transfer", "label_noise"),
@@ -142,7 +163,7 @@ def test_weights_of_a_model_with_another_vocabulary_fail_the_job_before_its_firs
     document = parse_spec({"data": data, "teachers": [teacher], "student": {"model": model}})
     with pytest.raises(TrainingError, match=r"embedding\.weight has shape") as caught:
         open_job(
-            document, RecordingReporter(), data_root=tmp_path, checkpoints=tmp_path / "c", choices=None, resume=None,
-            teacher_weights={}, download=False,
+            document, RecordingReporter(), places=Places(tmp_path), checkpoints=tmp_path / "c", choices=None,
+            resume=None, teacher_weights={},
         )  # fmt: skip
     assert (caught.value.code, caught.value.kind) == ("bad_teacher_weights", "user")

@@ -19,7 +19,10 @@ def test_the_union_and_the_list_are_one(union: Any, listed: tuple[type, ...]) ->
 
 
 NEEDED: dict[str, dict[str, Any]] = {
+    "sequential": {"layers": [{"type": "relu"}]},
     "mutual": {"peer": {"type": "mlp"}},
+    "http": {"url": "http://models/v1/a"},
+    "upload": {"dataset": "flowers@1"},
     "image_folder": {"folder": "mine", "classes": ["a", "b"], "train_pictures": 9, "test_pictures": 3},
 }
 """What has no default."""
@@ -55,5 +58,5 @@ def test_data_says_what_it_holds() -> None:
     known = {entry["type"]: entry["classes"] and len(entry["classes"]) for entry in catalog_data()}
     assert known == {
         **dict.fromkeys(["digits", "mnist", "fashion_mnist", "cifar10"], 10),
-        "cifar100": 100, "image_folder": None, "ag_news": 4, "sst2": 2, "synthetic": 4,
+        "cifar100": 100, "image_folder": None, "ag_news": 4, "sst2": 2, "synthetic": 4, "upload": None,
     }  # fmt: skip

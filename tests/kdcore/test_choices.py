@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from kdcore import choices as module
-from kdcore.choices import Choices, apply, choose, cpu_name, is_exact
+from kdcore.choices import Choices, apply, can_compile, choose, cpu_name, is_exact
+from kdcore.opening import choose_here
 from kdcore.plan import make_plan
+from kdcore.recorder import Recorder
 from kdcore.spec import parse_spec
 
 TINY = "{data: {type: digits}, teachers: [{model: {type: mlp}}], student: {model: {type: mlp, hidden: [8]}}}"
@@ -31,6 +34,7 @@ def _as_before() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    is_exact.cache_clear()
 
 
 def chosen(text: str, **values: object) -> Choices:
@@ -61,7 +65,7 @@ def test_apply_sets_this_process_up() -> None:
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
-    assert torch.get_float32_matmul_precision() == chosen(TINY).products
+    assert torch.get_float32_matmul_precision() == "medium" if is_exact("medium") else "highest"
     apply(chosen(TINY))
     assert torch.get_num_threads() == 1
 
@@ -76,8 +80,9 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_products_that_are_less_exact_are_neither_chosen_nor_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that computes `medium` in bfloat16."""
     assert is_exact("highest")
-    fast = chosen(TINY).model_copy(update={"products": "medium"})
+    fast = chosen(TINY).model_copy(update={"products": "by_size"})
     monkeypatch.setattr(module, "LARGER_ERROR", 0.0)
+    is_exact.cache_clear()
     assert not is_exact("medium")
     assert chosen(TINY).products == "highest"
     apply(fast)
@@ -85,7 +90,35 @@ def test_products_that_are_less_exact_are_neither_chosen_nor_used(monkeypatch: p
     assert chosen(TINY, device="cuda").products == "highest"
 
 
+def test_small_networks_train_with_the_products_that_begin_at_once(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is large: its stage, and one in which it is asked in every step, have the others."""
+    seen: dict[str, set[str]] = {}
+    add = Recorder.add
+
+    def watched(self: Recorder, *given: Any) -> None:
+        seen.setdefault(self._stage, set()).add(torch.get_float32_matmul_precision())
+        add(self, *given)
+
+    monkeypatch.setattr(Recorder, "add", watched)
+    tiny["teachers"][0]["model"]["hidden"] = [700]
+    tiny["stages"].append({**tiny["stages"][0], "augment": {}})
+    first = choose_here(parse_spec(tiny)).model_copy(update={"threads": 1, "products": "by_size"})
+    light(tiny, choices=first)
+    large = "medium" if is_exact("medium") else "highest"
+    assert seen == {
+        "teacher-1": {large}, "baseline-1": {"highest"}, "baseline-2": {"highest"}, "distill-1": {large},
+        "distill-2": {"highest"},
+    }  # fmt: skip
+    assert torch.get_float32_matmul_precision() == large
+    seen.clear()
+    light(tiny, choices=first.model_copy(update={"products": "medium"}))  # of a job that began before
+    assert set.union(*seen.values()) == {large}
+
+
 def test_looking_at_products_changes_nothing() -> None:
+    is_exact.cache_clear()
     torch.set_float32_matmul_precision("high")
     before = torch.get_rng_state()
     is_exact("medium")
@@ -94,5 +127,33 @@ def test_looking_at_products_changes_nothing() -> None:
 
 
 def test_choices_of_an_earlier_version_are_slow_and_the_same() -> None:
-    earlier = Choices.model_validate(chosen(TINY).model_dump(exclude={"products", "masks", "keep_bytes"}))
-    assert (earlier.products, earlier.masks, earlier.keep_bytes) == ("highest", "torch", 0)
+    earlier = Choices.model_validate(
+        chosen(TINY).model_dump(exclude={"products", "masks", "channels_last", "compile_from", "keep_bytes"})
+    )
+    plain = (earlier.products, earlier.masks, earlier.channels_last, earlier.compile_from, earlier.keep_bytes)
+    assert plain == ("highest", "torch", False, None, 0)
+
+
+def test_maps_channel_by_channel_change_no_more_than_the_order_of_sums(light: Any, tiny: dict[str, Any]) -> None:
+    tiny["student"]["model"] = tiny["teachers"][0]["model"] = {"type": "cnn", "channels": [4, 6], "batch_norm": True}
+    tiny["stages"][0]["losses"].append({"type": "hint"})
+    first = choose_here(parse_spec(tiny)).model_copy(update={"threads": 1})
+    found = {}
+    for last in (True, False):
+        left, _ = light(tiny, choices=first.model_copy(update={"channels_last": last}))
+        found[last] = left["models"]
+    for name, weights in found[True].items():
+        for key, value in weights.items():
+            assert value.is_contiguous()
+            assert torch.allclose(value, found[False][name][key], rtol=1e-3, atol=1e-4), (name, key)
+
+
+def test_a_spec_switches_each_of_them_off() -> None:
+    tuning = "tuning: {threads: 3, products: highest, masks: torch, layout: channels_first, compile: never}"
+    plain = chosen(f"{{{tuning}, {TINY[1:]}")
+    found = (plain.threads, plain.products, plain.masks, plain.channels_last, plain.compile_from)
+    assert found == (3, "highest", "torch", False, None)
+    fast = chosen(TINY)
+    assert (fast.masks, fast.channels_last, fast.compile_from) == ("words", True, 100_000 if can_compile() else None)
+    on_gpu = chosen(TINY, device="cuda")
+    assert (on_gpu.threads, on_gpu.masks, on_gpu.channels_last, on_gpu.compile_from) == (1, "torch", False, None)

@@ -12,10 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcore.data import CIFAR10Config, CIFAR100Config, DataError, Dataset, DigitsConfig, FashionMNISTConfig, MNISTConfig
-from kdcore.data.base import split_counts, split_indices
+from kdcore.data import (
+    CIFAR10Config,
+    CIFAR100Config,
+    DataError,
+    Dataset,
+    DigitsConfig,
+    FashionMNISTConfig,
+    MNISTConfig,
+    Places,
+)
 from kdcore.data.cifar import PIXELS
 from kdcore.data.idx import read_idx
+from kdcore.data.splits import split_counts, split_indices
 
 RECORD = 1 + PIXELS
 Arrays = dict[str, np.ndarray]
@@ -59,7 +68,7 @@ def everything(data: Dataset) -> torch.Tensor:
 
 
 def test_digits() -> None:
-    data = DigitsConfig().load(Path("nowhere"), download=False)
+    data = DigitsConfig().load(Places(Path("nowhere")))
     assert (len(data.train), len(data.validation), len(data.test)) == (1293, 144, 360)
     assert data.facts == DigitsConfig().facts()
     assert data.train.inputs.shape == (1293, 1, 8, 8)
@@ -75,11 +84,11 @@ def test_digits() -> None:
 def test_digits_are_the_same_every_time_and_keep_every_sample() -> None:
     from sklearn.datasets import load_digits
 
-    data = DigitsConfig().load(Path("nowhere"), download=False)
-    assert data.digest == DigitsConfig().load(Path("nowhere"), download=True).digest
+    data = DigitsConfig().load(Places(Path("nowhere")))
+    assert data.digest == DigitsConfig().load(Places(Path("nowhere"), download=True)).digest
     rows = [tuple(row) for row in torch.cat([everything(data), data.test.inputs]).flatten(1).tolist()]
     assert sorted(rows) == sorted(tuple(row) for row in load_digits().data.astype(int).tolist())
-    assert data.digest != DigitsConfig(validation=0.2).load(Path("nowhere"), download=False).digest
+    assert data.digest != DigitsConfig(validation=0.2).load(Places(Path("nowhere"))).digest
 
 
 # Splits.
@@ -119,7 +128,7 @@ def test_splits_are_disjoint_and_fewer_samples_keep_the_validation() -> None:
 @pytest.mark.parametrize(("config", "folder"), [(MNISTConfig, "MNIST"), (FashionMNISTConfig, "FashionMNIST")])
 def test_mnist_layout(tmp_path: Path, config: type[MNISTConfig], folder: str, packed: bool) -> None:
     arrays = write_mnist(tmp_path, folder, packed=packed)
-    data = config(validation=5).load(tmp_path, download=False)
+    data = config(validation=5).load(Places(tmp_path))
     assert (data.facts.train, data.facts.validation, data.facts.test) == (45, 5, 20)
     assert torch.equal(data.test.inputs, torch.from_numpy(arrays["t10k-images-idx3-ubyte"]).unsqueeze(1))
     assert torch.equal(data.test.labels, torch.from_numpy(arrays["t10k-labels-idx1-ubyte"]).long())
@@ -131,7 +140,7 @@ def test_mnist_layout(tmp_path: Path, config: type[MNISTConfig], folder: str, pa
 
 def test_a_file_that_is_not_there_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        MNISTConfig().load(tmp_path / "nowhere", download=False)
+        MNISTConfig().load(Places(tmp_path / "nowhere"))
     for name in (
         "train-images-idx3-ubyte.gz",
         "t10k-labels-idx1-ubyte.gz",
@@ -141,7 +150,7 @@ def test_a_file_that_is_not_there_is_named_with_its_place(tmp_path: Path) -> Non
     write_mnist(tmp_path)
     (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"put t10k-labels-idx1-ubyte.gz") as caught:
-        MNISTConfig().load(tmp_path, download=False)
+        MNISTConfig().load(Places(tmp_path))
     assert "train-images" not in str(caught.value)
 
 
@@ -153,7 +162,7 @@ def test_a_failed_download_says_what_to_do_instead(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(datasets.MNIST, "download", refuse)
     with pytest.raises(DataError, match=r"no route to host.*put train-images-idx3-ubyte.gz"):
-        MNISTConfig().load(tmp_path, download=True)
+        MNISTConfig().load(Places(tmp_path, download=True))
 
 
 def test_a_download_that_breaks_off_is_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +173,7 @@ def test_a_download_that_breaks_off_is_a_failed_download(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(datasets.MNIST, "download", break_off)
     with pytest.raises(DataError, match=r"download failed.*put train-images-idx3-ubyte.gz"):
-        MNISTConfig().load(tmp_path, download=True)
+        MNISTConfig().load(Places(tmp_path, download=True))
 
 
 def test_a_download_fills_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +183,9 @@ def test_a_download_fills_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_mnist(Path(root), packed=False)
 
     monkeypatch.setattr(datasets, "MNIST", fetch)
-    assert len(MNISTConfig().load(tmp_path, download=True).test) == 20
+    assert len(MNISTConfig().load(Places(tmp_path, download=True)).test) == 20
     monkeypatch.setattr(datasets, "MNIST", None)  # what is there is not fetched again
-    assert len(MNISTConfig().load(tmp_path, download=True).test) == 20
+    assert len(MNISTConfig().load(Places(tmp_path, download=True)).test) == 20
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -206,10 +215,10 @@ def test_a_truncated_gz_file(tmp_path: Path) -> None:
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz cannot be read"):
-        MNISTConfig().load(tmp_path, download=False)
+        MNISTConfig().load(Places(tmp_path))
     path.write_bytes(b"not gzip")
     with pytest.raises(DataError, match="cannot be read"):
-        MNISTConfig().load(tmp_path, download=False)
+        MNISTConfig().load(Places(tmp_path))
 
 
 def test_images_and_labels_that_do_not_fit(tmp_path: Path) -> None:
@@ -217,10 +226,10 @@ def test_images_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     labels = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
     labels.write_bytes(idx(np.zeros(49, np.uint8)))
     with pytest.raises(DataError, match="49 labels"):
-        MNISTConfig().load(tmp_path, download=False)
+        MNISTConfig().load(Places(tmp_path))
     labels.write_bytes(idx(np.full(50, 10, np.uint8)))
     with pytest.raises(DataError, match="labels must be 0 to 9"):
-        MNISTConfig().load(tmp_path, download=False)
+        MNISTConfig().load(Places(tmp_path))
 
 
 # CIFAR-10's binary version.
@@ -228,7 +237,7 @@ def test_images_and_labels_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_cifar10(tmp_path: Path) -> None:
     arrays = write_cifar(tmp_path, {"data_batch_1.bin": 7, "data_batch_5.bin": 4, "test_batch.bin": 3})
-    data = CIFAR10Config(validation=2).load(tmp_path, download=False)
+    data = CIFAR10Config(validation=2).load(Places(tmp_path))
     assert (data.facts.train, data.facts.validation, data.facts.test) == (9, 2, 3)
     expected = torch.from_numpy(arrays["test_batch.bin"])
     assert torch.equal(data.test.labels, expected[:, 0].long())
@@ -240,31 +249,31 @@ def test_cifar10(tmp_path: Path) -> None:
 
 def test_cifar10_that_is_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"put data_batch_1.bin to data_batch_5.bin and test_batch.bin into"):
-        CIFAR10Config().load(tmp_path, download=True)
+        CIFAR10Config().load(Places(tmp_path, download=True))
     write_cifar(tmp_path, {"data_batch_2.bin": 7, "test_batch.bin": 3})
     test = tmp_path / "cifar-10-batches-bin/test_batch.bin"
     for content in (test.read_bytes()[:-1], b""):
         test.write_bytes(content)
         with pytest.raises(DataError, match=r"test_batch.bin has .* no whole number of 3073-byte records"):
-            CIFAR10Config().load(tmp_path, download=False)
+            CIFAR10Config().load(Places(tmp_path))
     test.write_bytes(b"\x0a" * RECORD)
     with pytest.raises(DataError, match="labels must be 0 to 9"):
-        CIFAR10Config().load(tmp_path, download=False)
+        CIFAR10Config().load(Places(tmp_path))
     test.unlink()
     with pytest.raises(DataError, match=r"put test_batch.bin into"):
-        CIFAR10Config().load(tmp_path, download=False)
+        CIFAR10Config().load(Places(tmp_path))
 
 
 def test_cifar100(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
     with pytest.raises(DataError, match=r"CIFAR-100 is not complete: put train.bin and test.bin into"):
-        CIFAR100Config().load(tmp_path, download=False)
+        CIFAR100Config().load(Places(tmp_path))
     random = np.random.default_rng(0)
     arrays = {name: random.integers(0, 100, (9, 2 + PIXELS), np.uint8) for name in ("train.bin", "test.bin")}
     for name, array in arrays.items():
         (folder / name).write_bytes(array.tobytes())
-    data = CIFAR100Config(validation=2).load(tmp_path, download=False)
+    data = CIFAR100Config(validation=2).load(Places(tmp_path))
     assert (data.facts.train, data.facts.validation, data.facts.test) == (7, 2, 9)
     expected = torch.from_numpy(arrays["test.bin"])
     assert torch.equal(data.test.labels, expected[:, 1].long())  # the fine class is the second byte
@@ -276,7 +285,7 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(DataError, match=r"binary"):
-        CIFAR10Config().load(tmp_path, download=False)
+        CIFAR10Config().load(Places(tmp_path))
 
 
 def test_strips_become_the_binary_version(tmp_path: Path) -> None:
@@ -305,7 +314,7 @@ def test_strips_become_the_binary_version(tmp_path: Path) -> None:
         "data_batch_5.bin": 1,
         "test_batch.bin": 1,
     }
-    data = CIFAR10Config(validation=1).load(tmp_path, download=False)
+    data = CIFAR10Config(validation=1).load(Places(tmp_path))
     assert torch.equal(data.test.inputs[0], torch.from_numpy(images[4]).permute(2, 0, 1))
     assert data.test.labels.tolist() == [8]
     assert (folder / "data_batch_1.bin").read_bytes()[0] == 5  # in official order
@@ -322,7 +331,7 @@ def test_strips_become_the_binary_version(tmp_path: Path) -> None:
 
 def test_digest_is_of_inputs_and_labels_in_order(tmp_path: Path) -> None:
     write_cifar(tmp_path, {"data_batch_1.bin": 7, "test_batch.bin": 3})
-    data = CIFAR10Config(validation=2).load(tmp_path, download=False)
+    data = CIFAR10Config(validation=2).load(Places(tmp_path))
     splits = (data.train, data.validation, data.test)
     content = b"".join(split.inputs.numpy().tobytes() + split.labels.numpy().tobytes() for split in splits)
     assert data.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"

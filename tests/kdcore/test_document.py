@@ -157,7 +157,7 @@ def test_a_key_twice_among_many_is_found_in_time() -> None:
     begun = time.thread_time()
     with pytest.raises(DocumentError, match="'twice' is there twice"):
         read_json("{" + ",".join(f'"{key}":1' for key in keys) + "}")
-    assert time.thread_time() - begun < 2
+    assert time.thread_time() - begun < 20  # a tenth of a second; minutes where each key is looked for among all
 
 
 def test_the_deepest_that_is_read() -> None:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from kdcore.compare import bootstrap_interval, gain, mcnemar
@@ -14,6 +15,7 @@ from kdcore.evaluate import (
     agreement,
     confusion_matrix,
     expected_calibration_error,
+    macro_f1,
     measure,
     nll,
     predict,
@@ -110,6 +112,16 @@ def test_predict_is_one_pass_in_eval_mode_that_leaves_the_mode() -> None:
     assert [module.training for module in model] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.allclose(found, model.eval()(split.inputs / 16).detach(), atol=1e-6)
+
+
+def test_macro_f1_by_hand_and_against_another() -> None:
+    # Class 0: 2 hits, 1 missed: 4/5. Class 1: 1 hit, 1 false: 2/3. Class 2 is neither there nor predicted.
+    logits = torch.eye(3)[[0, 0, 1, 1]]
+    assert macro_f1(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx((4 / 5 + 2 / 3) / 2)
+    logits, labels = noise(300, 6, 0), torch.randint(0, 5, (300,), generator=torch.Generator().manual_seed(1))
+    expected = f1_score(labels.numpy(), logits.argmax(1).numpy(), average="macro")
+    assert macro_f1(logits, labels) == pytest.approx(expected)
+    assert measure(logits, labels)["macro_f1"] == macro_f1(logits, labels)
 
 
 def test_mcnemar_by_hand() -> None:

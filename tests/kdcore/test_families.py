@@ -82,6 +82,8 @@ def build(config: BaseModelConfig, facts: DataFacts) -> Any:
         (ShuffleNetConfig(form="imagenet", width=2.0), (3, 224, 224), 1000, 7_393_996),
         (TorchvisionConfig(name="vgg16_bn"), (3, 224, 224), 1000, 138_365_992),
         (TorchvisionConfig(name="efficientnet_b0"), (3, 224, 224), 1000, 5_288_548),
+        (TorchvisionConfig(name="regnet_x_400mf"), (3, 224, 224), 1000, 5_495_976),
+        (TorchvisionConfig(name="regnet_y_128gf"), (3, 384, 384), 1000, 644_812_894),
         (ResNetConfig(form="imagenet", depth=18), (3, 224, 224), 1000, 11_689_512),
         (ResNetConfig(form="imagenet", depth=34), (3, 224, 224), 1000, 21_797_672),
         (ResNetConfig(form="imagenet", depth=50), (3, 224, 224), 1000, 25_557_032),
@@ -177,7 +179,6 @@ def test_every_parameter_gets_a_gradient(config: BaseModelConfig, facts: DataFac
         (MobileNetV2Config(form="imagenet"), replace(PICTURE, input_shape=(3, 24, 24)), "type"),
         (ShuffleNetConfig(version=1, width=2.0), PICTURE, "width"),
         (TorchvisionConfig(name="resnet19"), PICTURE, "name"),
-        (TorchvisionConfig(name="regnet_x_400mf"), PICTURE, "name"),
         (TorchvisionConfig(name="inception_v3"), PICTURE, "name"),
         (TorchvisionConfig(name="vit_b_16"), replace(PICTURE, input_shape=(3, 32, 48)), "name"),
         (TorchvisionConfig(), replace(PICTURE, input_shape=(1, 32, 32)), "type"),
@@ -199,5 +200,5 @@ def test_what_cannot_be_built_names_its_field(config: BaseModelConfig, facts: Da
 
 
 def test_every_family_is_tried() -> None:
-    others = {"mlp", "cnn"}  # in test_models.py
+    others = {"mlp", "cnn", "sequential", "timm", "onnx", "logits", "http"}  # in files of their own
     assert {config.type for config, _ in CASES} | others == {model.model_fields["type"].default for model in MODELS}

@@ -38,6 +38,21 @@ def test_patches_and_windows_are_maps() -> None:
     assert swin["features.0"] == swin["features.1"] == (2, 96, 8, 8)
 
 
+def test_regnets_work_out_their_widths_on_the_meta_device_too() -> None:
+    with torch.device("meta"):
+        planned = TorchvisionConfig(name="regnet_y_400mf").build((3, 32, 32), 5)
+        counted = torch.arange(3)
+    assert counted.is_meta
+    assert all(value.is_meta for value in planned.state_dict().values())
+    network = build("regnet_y_400mf")
+    assert shapes(network)["trunk_output.block3"] == (2, 208, 2, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = models.regnet_y_400mf(weights=None, num_classes=5).eval()
+    pictures = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network.eval()(pictures), original(pictures))
+
+
 def test_a_view_is_what_the_part_gave_though_the_next_one_writes_in_place() -> None:
     network = build("resnet18").eval()
     views = network.views(torch.rand(2, 3, 32, 32))

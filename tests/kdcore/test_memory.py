@@ -132,7 +132,7 @@ def test_out_of_memory_while_data_is_read_is_not_bad_data() -> None:
 
 
 def test_out_of_memory_in_an_export_is_not_tried_again() -> None:
-    with pytest.raises(TrainingError) as caught, memory_errors("export", lambda: "less"), export._quiet("torch.onnx"):
+    with pytest.raises(TrainingError) as caught, memory_errors("export", lambda: "less"), export.quiet("torch.onnx"):
         raise MemoryError
     assert (caught.value.code, caught.value.kind) == ("out_of_memory", "user")
 

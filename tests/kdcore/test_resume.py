@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdcore import train
+from kdcore.choices import cpu_name
 from kdcore.errors import TrainingError
 from kdcore.opening import choose_here
-from kdcore.recorder import Recorder
 from kdcore.reporter import Interrupted, RecordingReporter, Request
 from kdcore.spec import parse_spec
 from tests.versions import rewrite
@@ -56,7 +55,7 @@ def test_paused_again_and_again_it_ends_in_the_same_bytes(light: Any, tiny: dict
 def test_several_stages_of_all_kinds(light: Any, tiny: dict[str, Any]) -> None:
     first = tiny["stages"][0]
     tiny["data"]["train_samples"] = 150
-    tiny["student"]["model"] = {"type": "cnn", "channels": [4], "hidden": [8], "batch_norm": True, "dropout": 0.1}
+    tiny["student"]["model"] = {"type": "cnn", "channels": [4, 6], "hidden": [8], "batch_norm": True, "dropout": 0.1}
     adam = {"type": "adamw", "lr": 0.01}
     tiny["stages"] = [
         {**first, "epochs": 3, "early_stopping": {"patience": 1}},
@@ -78,8 +77,8 @@ def test_several_stages_of_all_kinds(light: Any, tiny: dict[str, Any]) -> None:
 def test_values_that_wait_on_the_device_are_read_before_a_checkpoint(
     light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On CUDA values are read every 16 steps; whatever a checkpoint covers has been reported."""
-    monkeypatch.setattr(train, "Recorder", lambda *a, **k: Recorder(*a, **{**k, "on_cuda": True}))
+    """Values are read every 64 steps; whatever a checkpoint covers has been reported."""
+    monkeypatch.setattr("kdcore.recorder.READ_SECONDS", 3600.0)
     _, whole = light(tiny)
     _, reporters = interrupted(light, tiny, 4)
     assert points(*reporters) == points(whole)
@@ -138,9 +137,12 @@ def test_other_data_than_the_checkpoint_s_is_refused(light: Any, tiny: dict[str,
 def test_choices_come_from_the_checkpoint_and_changed_ones_are_told(light: Any, tiny: dict[str, Any]) -> None:
     _, whole = light(tiny)
     path = whole.checkpoints[-1].path
-    rewrite(path, choices={"cpu": "another"})
     _, rest = light(tiny, resume=path)
     assert "choices_changed" not in [name for name, _ in rest.events]
     assert dict(rest.events)["resumed_from_checkpoint"]["stage"] == "evaluation"
+    rewrite(path, choices={"cpu": "another"})
+    _, rest = light(tiny, resume=path)  # with the choices that were stored, as a worker does
+    told = dict(rest.events)["choices_changed"]
+    assert (told["before"]["cpu"], told["now"]["cpu"]) == ("another", cpu_name())
     _, rest = light(tiny, resume=path, choices=choose_here(parse_spec(tiny)))
     assert dict(rest.events)["choices_changed"]["before"]["cpu"] == "another"

@@ -27,7 +27,8 @@ EXAMPLES = 3_000 if THOROUGH else 300
 MOST_FLOPS, MOST_BYTES = 2e9, 5e8
 """Of a step and of a job: what is larger is planned but not trained."""
 TRAINED = {"to its end", "interrupted", "diverged"}
-UNTRAINED = {"refused", "too large to train here", "bad_data", "no_teacher_weights", "bad_teacher_weights"}
+NO_WEIGHTS = {f"{fault}_{whose}_weights" for fault in ("no", "bad") for whose in ("teacher", "student")}
+UNTRAINED = {"refused", "too large to train here", "bad_data", *NO_WEIGHTS}
 LEAST_TRAINED, LEAST_REFUSED = 0.05, 0.3
 """Of all examples: fewer would try little. Which they are changes with the schema."""
 pytestmark = pytest.mark.timeout(3_600 if THOROUGH else 300)

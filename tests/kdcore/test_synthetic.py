@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from kdcore.data import SyntheticConfig
+from kdcore.data import Places, SyntheticConfig
 from kdcore.data.base import TaskName
 from kdcore.plan import make_plan
 from kdcore.reporter import RecordingReporter
@@ -34,15 +34,27 @@ def document(task: TaskName) -> dict[str, Any]:
     }
 
 
+def test_an_embedding_may_be_narrower_than_there_are_classes(light: Any) -> None:
+    spec = document("embedding") | {"data": {"type": "digits", "task": "embedding", "train_samples": 200}}
+    spec["stages"] = [{"epochs": 1, "losses": [{"type": "relative_teacher"}]}]
+    narrow = {"model": {"type": "mlp", "hidden": [8], "classes": 4}}
+    left, reporter = light(spec | {"student": narrow, "baseline": False})
+    assert left["models"]["student"]["head.weight"].shape[0] == 4
+    values = next(
+        values for stage, _, values in reporter.points if stage == "distill-1" and "validation/recall_at_1" in values
+    )
+    assert 0 < values["validation/recall_at_1"] <= values["validation/recall_at_5"]
+
+
 def test_the_same_samples_every_time_and_others_for_other_options(tmp_path: Path) -> None:
-    digests = [SyntheticConfig(features=n).load(tmp_path, download=False).digest for n in (5, 5, 6)]
+    digests = [SyntheticConfig(features=n).load(Places(tmp_path)).digest for n in (5, 5, 6)]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("outputs", [2, 7])
 def test_labels_are_what_the_task_says(outputs: int, tmp_path: Path) -> None:
     def labels(task: TaskName) -> torch.Tensor:
-        return SyntheticConfig(task=task, outputs=outputs).load(tmp_path, download=False).train.labels
+        return SyntheticConfig(task=task, outputs=outputs).load(Places(tmp_path)).train.labels
 
     targets, several, classes = labels("regression"), labels("multi_label"), labels("classification")
     assert torch.equal(several, (targets > 0).float())
@@ -59,7 +71,7 @@ def test_every_task_from_its_spec_to_its_student(task: TaskName, tmp_path: Path)
     assert set(found.scores) <= set(result["student"])
     assert spec.select_by == found.main
     assert result["gain"]["score"] == found.compared
-    data = spec.data.load(tmp_path, download=False)
+    data = spec.data.load(Places(tmp_path))
     runtime = onnxruntime.InferenceSession(str(out / "student.onnx"), providers=["CPUExecutionProvider"])
     outputs = torch.from_numpy(np.asarray(runtime.run(["logits"], {"input": data.test.inputs.numpy()})[0]))
     for name, score in found.scores.items():

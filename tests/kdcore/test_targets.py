@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcore.job import Job
+from kdcore import train
 from kdcore.models.mlp import MLP
 from kdcore.opening import choose_here
 from kdcore.reporter import Interrupted, RecordingReporter
@@ -127,14 +127,14 @@ def test_a_transfer_set_reads_its_own_samples(light: Any, still: dict[str, Any])
 
 def test_bf16_is_kept_as_bf16(light: Any, still: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = Job.targets
+    original = train.stage_targets
 
-    def watched(self: Job, *given: Any) -> Any:
-        found = original(self, *given)
+    def watched(*given: Any) -> Any:
+        found = original(*given)
         seen.extend(view.dtype for view in found.kept.values())
         return found
 
-    monkeypatch.setattr(Job, "targets", watched)
+    monkeypatch.setattr(train, "stage_targets", watched)
     light({**still, "precision": "bf16"})
     assert seen == [torch.bfloat16]
 

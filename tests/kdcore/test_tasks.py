@@ -1,14 +1,31 @@
 """Scores of tasks against values worked out by hand, slow loops and scikit-learn."""
 
+import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, r2_score, roc_auc_score
 from torch import Tensor
 
-from kdcore.compare import gain
-from kdcore.tasks import TASKS, auroc, binary_nll, macro_f1, mae, r2, recall_hits, rmse
+from kdcore.compare import gain, sign_flips
+from kdcore.reporter import RecordingReporter
+from kdcore.spec import parse_spec
+from kdcore.tasks import (
+    TASKS,
+    auroc,
+    binary_nll,
+    binary_predictive_kl,
+    label_accuracy,
+    macro_f1,
+    mae,
+    r2,
+    recall_hits,
+    rmse,
+)
+from kdcore.train import run
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -36,6 +53,21 @@ def test_auroc_leaves_a_class_of_one_kind_out() -> None:
     logits, labels = torch.tensor([[1.0, 5.0], [0.0, 4.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     assert auroc(logits, labels) == 1.0
     assert auroc(logits, torch.ones(2, 2)) == 0.5
+
+
+def test_label_accuracy_by_hand() -> None:
+    logits, labels = torch.tensor([[1.0, 2.0], [-1.0, -1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert label_accuracy(logits, labels) == 0.5
+
+
+def test_binary_predictive_kl_by_hand() -> None:
+    # The teacher says 3/4, the student 1/2; then both the same, however sure.
+    student, teacher = torch.tensor([[0.0]]), torch.tensor([[math.log(3)]])
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert binary_predictive_kl(student, teacher) == pytest.approx(expected)
+    sure = torch.tensor([[1e4, -1e4, 0.0]])
+    assert binary_predictive_kl(sure, sure) == 0
+    assert binary_predictive_kl(-sure, sure) == pytest.approx(2e4 / 3)
 
 
 def test_binary_nll_by_hand() -> None:
@@ -83,4 +115,34 @@ def test_gain_of_a_mean_difference() -> None:
     assert found["mae"] == pytest.approx((student - baseline).mean().item())
     assert low <= found["mae"] <= high
     assert "mcnemar" not in found
+    assert found["sign_flips"]["p"] == 1 / 1001  # half a deviation of each of 400 samples
     assert found == gain("mae", student, baseline, seed=1)
+
+
+def test_sign_flips_against_all_signs_of_few_samples_and_the_normal_approximation_of_many() -> None:
+    few = noise(8).double().numpy() + 0.5
+    sums = [abs(few @ signs) for signs in itertools.product((1, -1), repeat=8)]
+    exact = sum(each >= abs(few.sum()) - 1e-12 for each in sums) / 256
+    assert sign_flips(few, np.random.default_rng(0)) == pytest.approx(exact, abs=0.05)  # 3 deviations of 1,000 draws
+    many = noise(2000).double().numpy() + 0.03
+    normal = math.erfc(abs(many.sum()) / math.sqrt(2 * (many**2).sum()))
+    assert sign_flips(many, np.random.default_rng(0)) == pytest.approx(normal, abs=0.05)
+    assert sign_flips(np.zeros(5), np.random.default_rng(0)) == 1
+    assert sign_flips(few, np.random.default_rng(0)) == sign_flips(-few, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("task", "score"), [("regression", "mae"), ("multi_label", "label_accuracy")])
+def test_the_gain_of_a_job_has_its_test_in_the_result_and_on_the_card(task: str, score: str, tmp_path: Path) -> None:
+    model = {"model": {"type": "mlp", "hidden": [8]}}
+    document = {
+        "data": {"type": "synthetic", "task": task, "outputs": 3, "samples": 100},
+        "teachers": [model | {"train": {"epochs": 2}}],
+        "student": model,
+        "stages": [{"epochs": 2, "losses": [{"type": {"regression": "logit_mse"}.get(task, "binary_kd")}]}],
+    }
+    result = run(parse_spec(document), data_root=tmp_path, out=tmp_path, reporter=RecordingReporter())
+    assert result["gain"]["score"] == score
+    p = result["gain"]["sign_flips"]["p"]
+    assert 1 / 1001 <= p <= 1
+    assert f"sign-flip p = {p:.2g}" in result["summary"]
+    assert f"p = {p:.2g}." in (tmp_path / "README.md").read_text()

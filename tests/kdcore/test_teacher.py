@@ -74,7 +74,7 @@ def test_a_file_and_a_link_within_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["../w.safetensors", "/w.safetensors", "a/../../w.safetensors", "a\\w.safetensors",
-                                  "w\x00.safetensors", "w.pt", "", "~/w.safetensors/.."])  # fmt: skip
+                                  "w\x00.safetensors", "w.pickle", "", "~/w.safetensors/.."])  # fmt: skip
 def test_a_path_that_could_leave_is_no_valid_spec(file: str) -> None:
     with pytest.raises(ValueError, match="weights"):
         teacher(file)

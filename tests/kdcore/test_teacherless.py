@@ -31,7 +31,7 @@ def test_a_job_without_a_teacher_says_what_its_student_is_worth(tmp_path: Path) 
     assert result["gain"]["accuracy"] == pytest.approx(result["student"]["accuracy"] - result["baseline"]["accuracy"])
     assert "agreement" not in result["student"]
     accuracy = result["student"]["accuracy"]
-    assert result["summary"].startswith(f"The student's accuracy is {accuracy:.4f}, with 610 parameters. Distillation")
+    assert result["summary"].startswith(f"The student's accuracy is {accuracy:.4f}, with 610 parameters; distillation")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "eacher" not in card
     assert not (tmp_path / "out" / "teacher-1.safetensors").exists()

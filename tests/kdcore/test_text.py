@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from kdcore.data import AGNewsConfig, DataError, SST2Config
+from kdcore.data import AGNewsConfig, DataError, Places, SST2Config
 from kdcore.data.tokenizer import Tokenizer, cut
 from kdcore.reporter import RecordingReporter
 from kdcore.spec import parse_spec
@@ -53,7 +53,7 @@ def test_the_document_is_enough_to_cut_a_text_alike() -> None:
 
 
 def test_sst2_as_published(sst2: Path) -> None:
-    data = SST2Config(vocabulary=20, length=6).load(sst2, download=False)
+    data = SST2Config(vocabulary=20, length=6).load(Places(sst2))
     assert data.facts.classes == ("negative", "positive")
     assert (len(data.train), len(data.validation), len(data.test)) == (144, 16, 40)
     assert data.train.inputs.dtype == torch.int32
@@ -64,7 +64,7 @@ def test_sst2_as_published(sst2: Path) -> None:
 
 def test_sst2_without_a_labelled_test_takes_dev(sst2: Path) -> None:
     (sst2 / "sst2" / "test.tsv").rename(sst2 / "sst2" / "dev.tsv")
-    assert len(SST2Config().load(sst2, download=False).test) == 40
+    assert len(SST2Config().load(Places(sst2)).test) == 40
 
 
 def test_ag_news_packed_and_in_part(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_ag_news_packed_and_in_part(tmp_path: Path) -> None:
     rows = "".join(f'"{1 + n % 4}","Title ""{n}""","Text, of\nnews"\n' for n in range(24))
     (folder / "train_part.csv.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "test.csv").write_text(rows)
-    data = AGNewsConfig(length=8).load(tmp_path, download=False)
+    data = AGNewsConfig(length=8).load(Places(tmp_path))
     assert len(data.train) + len(data.validation) == len(data.test) == 24
     assert data.test.labels.tolist() == [n % 4 for n in range(24)]
 
@@ -90,16 +90,16 @@ def test_ag_news_packed_and_in_part(tmp_path: Path) -> None:
 def test_files_that_are_not_what_they_should_be(sst2: Path, content: bytes, message: str) -> None:
     (sst2 / "sst2" / "test.tsv").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        SST2Config().load(sst2, download=False)
+        SST2Config().load(Places(sst2))
 
 
 def test_a_damaged_archive_and_a_missing_file_say_where(sst2: Path) -> None:
     (sst2 / "sst2" / "train.tsv").rename(sst2 / "sst2" / "train.tsv.gz")
     with pytest.raises(DataError, match=r"train\.tsv\.gz cannot be read"):
-        SST2Config().load(sst2, download=False)
+        SST2Config().load(Places(sst2))
     (sst2 / "sst2" / "train.tsv.gz").unlink()
     with pytest.raises(DataError, match=r"put train\* into"):
-        SST2Config().load(sst2, download=False)
+        SST2Config().load(Places(sst2))
 
 
 def test_a_job_on_texts_ends_in_a_student_that_reads_tokens(sst2: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_job_on_texts_ends_in_a_student_that_reads_tokens(sst2: Path, tmp_path
     result = run(parse_spec(document), data_root=sst2, out=out, reporter=RecordingReporter(), download=False)
     model = json.loads((out / "model.json").read_text())
     assert model["input"] == {"shape": [6], "layout": "NT", "view": None}
-    tokens = SST2Config(vocabulary=30, length=6).load(sst2, download=False).test
+    tokens = SST2Config(vocabulary=30, length=6).load(Places(sst2)).test
     runtime = onnxruntime.InferenceSession(str(out / "student.onnx"), providers=["CPUExecutionProvider"])
     logits = np.asarray(runtime.run(["logits"], {"input": tokens.inputs.long().numpy()})[0])
     assert (logits.argmax(1) == tokens.labels.numpy()).mean() == pytest.approx(result["student"]["accuracy"])

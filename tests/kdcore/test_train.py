@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcore import train
+from kdcore.augment import Draws
+from kdcore.data import Places
 from kdcore.errors import TrainingError
 from kdcore.job import Job
 from kdcore.losses import Batch, cross_entropy
@@ -31,12 +33,11 @@ def opened(document: dict[str, Any], tmp_path: Path) -> Job:
     return open_job(
         parse_spec(document),
         RecordingReporter(),
-        data_root=tmp_path,
+        places=Places(tmp_path),
         checkpoints=tmp_path / "checkpoints",
         choices=None,
         resume=None,
         teacher_weights={},
-        download=False,
     )
 
 
@@ -112,14 +113,14 @@ def test_the_teacher_is_frozen_in_every_step(light: Any, tiny: dict[str, Any], m
     seen = 0
     original = Targets.of
 
-    def checked(self: Targets, batch: Tensor, inputs: Tensor) -> Any:
+    def checked(self: Targets, batch: Tensor, inputs: Tensor, version: int) -> Any:
         nonlocal seen
-        found = original(self, batch, inputs)
+        found = original(self, batch, inputs, version)
         for views, teacher in zip(found, self.teachers.values(), strict=True):
             seen += 1
             assert_frozen(teacher)
             assert not any(view.requires_grad for view in views.values())
-            fresh = kept[-1].finished("teacher-1")
+            fresh = kept[-1].placed(kept[-1].finished("teacher-1"))
             assert torch.equal(views["logits"], fresh(self.readers[0](inputs)))
         return found
 
@@ -177,8 +178,9 @@ def test_which_points_are_kept(light: Any, tiny: dict[str, Any]) -> None:
     names = {name for stage, _, values in reporter.points if stage == "distill-1" for name in values}
     assert names == {
         "train/cross_entropy", "train/cross_entropy/weighted", "train/kd", "train/kd/weighted", "train/loss",
-        "train/lr", "train/gradient_norm", "validation/accuracy", "validation/nll", "validation/agreement",
-        "validation/predictive_kl",
+        "train/lr", "train/gradient_norm", "validation/accuracy", "validation/top_k_accuracy",
+        "validation/macro_f1", "validation/nll", "validation/ece",
+        "validation/agreement", "validation/predictive_kl",
     }  # fmt: skip
 
 
@@ -216,13 +218,21 @@ def test_gradients_are_clipped(light: Any, tiny: dict[str, Any]) -> None:
 
 
 def test_the_best_epoch_is_kept_by_the_metric_that_was_asked_for(light: Any, tiny: dict[str, Any]) -> None:
-    for metric, better in (("accuracy", max), ("nll", min)):
+    for metric, better in (("accuracy", max), ("top_k_accuracy", max), ("macro_f1", max), ("nll", min), ("ece", min)):
         tiny |= {"select_by": metric, "baseline": False}
         tiny["stages"][0]["epochs"] = 6
         left, reporter = light(tiny)
         values = [value for _, value in named(reporter, "distill-1", f"validation/{metric}")]
         assert left["selected"]["distill-1"]["epoch"] == values.index(better(values)) + 1
         assert left["selected"]["distill-1"][metric] == better(values)
+
+
+def test_the_last_epoch_is_kept_where_that_was_asked_for(light: Any, tiny: dict[str, Any]) -> None:
+    tiny |= {"select_by": "last"}
+    tiny["stages"][0] |= {"epochs": 3, "optimizer": {"type": "sgd", "lr": 1e-12}}
+    left, reporter = light(tiny)
+    assert [stage["epoch"] == stage["epochs"] for stage in left["selected"].values()] == [True] * 3
+    assert left["selected"]["distill-1"]["nll"] == named(reporter, "distill-1", "validation/nll")[-1][1]
 
 
 def test_the_first_of_equal_epochs_is_the_best(light: Any, tiny: dict[str, Any]) -> None:
@@ -298,14 +308,14 @@ def test_every_step_is_augmented_anew_and_validation_never(
 ) -> None:
     seeds: list[int] = []
     sizes: list[int] = []
-    original = train.augment
+    original = train.draw
 
-    def watch(images: Tensor, config: Any, generator: torch.Generator) -> Tensor:
+    def watch(samples: int, config: Any, generator: torch.Generator) -> Draws:
         seeds.append(generator.initial_seed())
-        sizes.append(len(images))
-        return original(images, config, generator)
+        sizes.append(samples)
+        return original(samples, config, generator)
 
-    monkeypatch.setattr(train, "augment", watch)
+    monkeypatch.setattr(train, "draw", watch)
     light(tiny)
     teacher, baseline, student = seeds[:10], seeds[10:20], seeds[20:]
     assert baseline == student
@@ -313,12 +323,14 @@ def test_every_step_is_augmented_anew_and_validation_never(
     assert sizes == [48, 48, 48, 48, 8] * 6
 
 
-def test_recorder_on_a_device_that_waits_reads_in_batches_and_misses_nothing() -> None:
+def test_recorder_reads_in_batches_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcore.recorder.READ_SECONDS", 3600.0)
+    monkeypatch.setattr("kdcore.recorder.READ_STEPS", 16)
     losses = parse_spec(
         {"data": {"type": "digits"}, "teachers": [{"model": {"type": "mlp"}}], "student": {"model": {"type": "mlp"}}}
     ).stages[0].losses  # fmt: skip
     reporter = RecordingReporter()
-    recorder = Recorder(reporter, "s", losses, steps=40, points=40, on_cuda=True)
+    recorder = Recorder(reporter, "s", losses, steps=40, points=40)
     for step in range(1, 21):
         recorder.add(step, 0.1, [1.0, 1.0], [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(1.9)])
     assert len(reporter.points) == 16
@@ -327,6 +339,9 @@ def test_recorder_on_a_device_that_waits_reads_in_batches_and_misses_nothing() -
     recorder.add(21, 0.1, [1.0, 1.0], [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(math.inf)])
     with pytest.raises(TrainingError, match="'kd' became inf at step 21"):
         recorder.flush()
+    monkeypatch.setattr("kdcore.recorder.READ_SECONDS", 0.0)
+    recorder.add(22, 0.1, [1.0, 1.0], [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(1.9)])
+    assert reporter.points[-1][1] == 22  # a slow step is told at once
 
 
 @pytest.mark.parametrize(
@@ -416,10 +431,10 @@ def test_teacher_weights_that_do_not_fit_are_listed(light: Any, tiny: dict[str, 
     save_file({"hidden.0.weight": torch.zeros(3, 64), "other": torch.zeros(1)}, tmp_path / "t.safetensors")
     with pytest.raises(TrainingError, match=r"missing head\.weight") as caught:
         light(tiny)
-    for part in ("missing hidden.0.bias", "unexpected other", "shape [3, 64], the teacher's is [24, 64]"):
+    for part in ("missing hidden.0.bias", "unexpected other", "shape [3, 64], the model's is [24, 64]"):
         assert part in caught.value.message
     (tmp_path / "t.safetensors").write_bytes(b"\xff" * 50)
-    with pytest.raises(TrainingError, match="not a readable safetensors file"):
+    with pytest.raises(TrainingError, match="neither safetensors nor ONNX"):
         light(tiny)
 
 

@@ -29,6 +29,8 @@ def test_a_share_of_each_class_keeps_its_labels() -> None:
     assert torch.bincount(seen[kept]).tolist() == [10, 10, 10]
     assert torch.equal(seen[kept], labels[kept])
     assert torch.equal(choose_samples(TransferConfig(labelled=0.1), labels, CLASSES)[1], seen)
+    least = choose_samples(TransferConfig(labelled=0.001), labels, CLASSES)[1]
+    assert sorted(least[least != UNLABELLED].tolist()) == [0, 1, 2]  # else a baseline would have nothing to learn from
 
 
 def test_a_share_of_the_labels_is_wrong_and_the_same_every_time() -> None:
@@ -116,6 +118,23 @@ def test_a_student_that_never_sees_a_class_says_it_once_its_offset_is_chosen(lig
             {"student": {"model": {"type": "mlp"}, "offset_classes": ["x"]}},
             ("student", "offset_classes", 0),
             "no class",
+        ),
+        (
+            {"student": {"model": {"type": "mlp"}, "offset_classes": list("0123456789")}},
+            ("student", "offset_classes"),
+            "on every class changes nothing",
+        ),
+        *(
+            (
+                {
+                    "transfer": {"labelled": share},
+                    "teachers": BASE["teachers"] * 2,
+                    "stages": [{"losses": [{"type": "multi_teacher", "weighting": "confidence"}]}],
+                },
+                ("stages", 0, "losses", 0, "type"),
+                "needs labels" if share == 0 else "label of every sample",
+            )
+            for share in (0, 0.5)
         ),
         (
             {"transfer": {"labelled": 0}, "stages": [{"losses": [{"type": "kd"}, {"type": "cross_entropy"}]}]},

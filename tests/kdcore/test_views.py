@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from kdcore.data import VIEWS, DataFacts, ViewError
-from kdcore.data.views import BagOfWordsConfig, BaseViewConfig, GreyConfig, ResizeConfig, RowsConfig
+from kdcore.data.views import (
+    BagOfWordsConfig,
+    BaseViewConfig,
+    FieldConfig,
+    GreyConfig,
+    NumbersConfig,
+    PictureConfig,
+    ResizeConfig,
+    RowsConfig,
+)
 from kdcore.inputs import Reader
 from kdcore.plan import make_plan
 from kdcore.spec import SpecError, parse_spec
@@ -53,12 +62,81 @@ def test_bag_of_words_counts_and_forgets_padding() -> None:
     assert facts.vocabulary is None
 
 
-@pytest.mark.parametrize("view", [GreyConfig(), RowsConfig(), ResizeConfig(size=2), None], ids=repr)
+@pytest.mark.parametrize(
+    "view",
+    [GreyConfig(), RowsConfig(), ResizeConfig(size=2), PictureConfig(colour="bgr"), PictureConfig(colour="grey"), None],
+    ids=repr,
+)
 def test_the_reader_normalises_what_is_seen(view: BaseViewConfig | None) -> None:
     reader = Reader(COLOUR, view)
     means = torch.tensor(COLOUR.mean).view(3, 1, 1).expand(2, 3, 4, 6)
     assert reader(means).abs().max() < 1e-6
     assert reader(means).shape[1:] == reader.facts.input_shape
+
+
+def read(view: BaseViewConfig, channels: int = 3) -> torch.Tensor:
+    """What the first pixel of a picture (2, C, 4, 6) becomes, whose channels are 0, 0.5 and 1."""
+    facts = replace(COLOUR, input_shape=(channels, 4, 6), mean=COLOUR.mean[:channels], std=COLOUR.std[:channels])
+    reader = Reader(facts, view)
+    found: torch.Tensor = reader(torch.tensor([0.0, 0.5, 1.0])[:channels].view(-1, 1, 1).expand(2, channels, 4, 6))
+    assert tuple(found.shape[1:]) == reader.facts.input_shape
+    return found[0, :, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("view", "channels", "wanted"),
+    [
+        (PictureConfig(normalise="none"), 3, [0, 0.5, 1]),
+        (PictureConfig(normalise="bytes", colour="bgr", size=2), 3, [255, 127.5, 0]),
+        (PictureConfig(normalise="imagenet"), 3, [-0.485 / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225]),
+        (PictureConfig(normalise="imagenet", colour="bgr"), 3,
+         [(1 - 0.406) / 0.225, (0.5 - 0.456) / 0.224, -0.485 / 0.229]),
+        (PictureConfig(normalise="imagenet", colour="rgb"), 1, [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
+        (PictureConfig(colour="rgb", size=8), 1, [-0.25] * 3),
+        (PictureConfig(mean=[0.5], std=[0.5]), 3, [-1, 0, 1]),
+        (PictureConfig(mean=[0.0, 0.5, 1.0], std=[1.0, 2.0, 4.0], colour="bgr"), 3, [1, 0, -0.25]),
+        (PictureConfig(mean=[0.0], std=[1.0], colour="grey"), 3, [0.587 / 2 + 0.114]),
+    ],
+)  # fmt: skip
+def test_a_picture_is_what_another_network_wants(view: BaseViewConfig, channels: int, wanted: list[float]) -> None:
+    assert read(view, channels).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("view", "shape", "wanted"),
+    [
+        (NumbersConfig(), (3,), [6.0, 8.0, 12.0]),
+        (NumbersConfig(mean=[2.0], std=[4.0]), (2, 3), [1.0, 1.5, 2.5]),
+        (NumbersConfig(mean=[6.0, 7.0, 8.0], std=[1.0, 2.0, 4.0]), (2, 3), [0.0, 0.5, 1.0]),
+    ],
+)
+def test_numbers_are_what_another_network_wants(
+    view: NumbersConfig, shape: tuple[int, ...], wanted: list[float]
+) -> None:
+    facts = replace(COLOUR, input_shape=shape)
+    found = Reader(facts, view)(torch.tensor([6.0, 8.0, 12.0]).expand(2, *shape))
+    assert found.tolist() == torch.tensor(wanted).expand(2, *shape).tolist()
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_there_is_a_number_for_each_or_one_for_all(field: str) -> None:
+    with pytest.raises(ViewError, match="there are 2 numbers, a sample has 3") as caught:
+        NumbersConfig.model_validate({"type": "numbers", field: [1.0, 2.0]}).facts(replace(COLOUR, input_shape=(3,)))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("view", "field"),
+    [
+        (PictureConfig(mean=[0.0]), "std"),
+        (PictureConfig(mean=[0.0, 1.0], std=[1.0]), "mean"),
+        (PictureConfig(normalise="imagenet", colour="grey"), "normalise"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_channels(view: BaseViewConfig, field: str) -> None:
+    with pytest.raises(ViewError) as caught:
+        view.facts(COLOUR)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -68,7 +146,10 @@ def test_the_reader_normalises_what_is_seen(view: BaseViewConfig | None) -> None
         (GreyConfig(), TEXT),
         (ResizeConfig(size=3), TEXT),
         (RowsConfig(), TEXT),
+        (PictureConfig(size=3), TEXT),
         (BagOfWordsConfig(), COLOUR),
+        (NumbersConfig(), COLOUR),
+        (NumbersConfig(), TEXT),
     ],
 )
 def test_samples_without_such_a_view(view: BaseViewConfig, facts: DataFacts) -> None:
@@ -94,4 +175,6 @@ def test_a_view_that_the_data_lacks_is_refused_at_its_place(place: tuple[Any, ..
 
 
 def test_every_view_is_tried_here() -> None:
-    assert set(VIEWS) == {GreyConfig, ResizeConfig, RowsConfig, BagOfWordsConfig}
+    fields = {FieldConfig}  # tests/kdcore/test_upload_fields.py
+    pictures = {GreyConfig, ResizeConfig, PictureConfig}
+    assert set(VIEWS) == {*pictures, NumbersConfig, RowsConfig, BagOfWordsConfig} | fields

@@ -7,9 +7,9 @@ import time
 import pytest
 from sqlalchemy import select
 
-from storage import actions, attempts, records
+from storage import actions, attempts, records, uploads
 from storage.errors import StaleAttemptError
-from storage.lifecycle import Fence, add_event
+from storage.lifecycle import Fence, add_event, hold
 from storage.tables import Attempt, Metric
 
 ERROR = {"code": "crashed", "kind": "system", "message": "the process died"}
@@ -32,6 +32,9 @@ FENCED = {
     ),
     "set_aside_checkpoint": lambda s, f: records.set_aside_checkpoint(s, f, 1, "bad"),
     "publish": lambda s, f: records.publish(s, f, [ARTIFACT]),
+    "hold": lambda s, f: hold(s, f),
+    "join": lambda s, f: uploads.join(s, f, "ds_none", "sha256:x"),
+    "lose_parts": lambda s, f: uploads.lose_parts(s, f, "ds_none", [1]),
 }
 
 
@@ -78,14 +81,14 @@ def test_the_running_attempt_may_do_all_of_it(jobs, database):
         before = jobs.everything()
         with database.write() as session:
             write(session, fence)
-        assert jobs.everything() != before, name
+        assert (jobs.everything() == before) == (name in ("hold", "join", "lose_parts")), name  # nothing to change
 
 
 def test_every_fenced_function_is_tested():
     """A new function that takes a fence belongs into `FENCED`."""
     takers = {
         name
-        for module in (attempts, records)
+        for module in (attempts, records, uploads)
         for name, found in vars(module).items()
         if callable(found) and not name.startswith("_") and "fence" in getattr(found, "__annotations__", {})
     }

@@ -131,3 +131,16 @@ def test_a_sweep_comes_neither_while_something_is_published_nor_beside_another(s
         raise AssertionError("published what is not there")
     with store.alone() as alone:
         assert alone, "the lock was not given back"
+
+
+def test_a_put_that_is_asked_to_stop_leaves_nothing(tmp_path):
+    source, polls = tmp_path / "source", iter([None, None, InterruptedError("stop")])
+    source.write_bytes(bytes(3 * 2**20))
+
+    def poll() -> None:
+        if (error := next(polls)) is not None:
+            raise error
+
+    with pytest.raises(InterruptedError):
+        BlobStore(tmp_path / "blobs").put(source, poll=poll)
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []

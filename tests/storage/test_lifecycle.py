@@ -142,6 +142,16 @@ def test_a_teacher_that_another_job_waits_for_cannot_be_deleted(jobs, database, 
         actions.remove(session, teacher, "alice")
 
 
+def test_a_student_that_another_job_begins_with_cannot_be_deleted(jobs, database):
+    first = jobs.put("succeeded")
+    second = jobs.submit(teachers=[{"weights": None}], student={"weights": {"job": first}})
+    with pytest.raises(ConflictError, match="to begin with its student"), database.write() as session:
+        actions.remove(session, first, "alice")
+    jobs.ask(second, "cancel")
+    with database.write() as session:
+        actions.remove(session, first, "alice")
+
+
 def test_no_spec_has_more_teachers_than_are_looked_at():
     assert JobSpec.model_json_schema()["properties"]["teachers"]["maxItems"] == MOST_TEACHERS
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from storage import attempts, queries, records, workers
+from storage import attempts, queries, records, uploads, workers
 from storage.errors import NotFoundError
-from storage.figures import queue_figures
+from storage.figures import Durations, job_durations, queue_figures
+from storage.ids import is_check
 from storage.queries import explain_wait, thin
 from storage.records import Point
 from storage.tables import Job, Metric
@@ -226,3 +227,22 @@ def test_indexes_are_used_at_size(jobs, database):
             assert "Sort" not in plan, f"{name} sorts:\n{plan}"
     with database.read() as session:
         assert session.scalar(select(Job.id).where(Job.status == "running")) is not None
+
+
+def test_a_check_of_an_upload_is_no_job(jobs, database):
+    with database.write() as session:
+        row = uploads.create(
+            session, "mdl_a", kind="model", owner="alice", name="a", file="", size=1, part_size=1, options={}
+        )
+        uploads.add_part(session, row, 1, size=1, digest="d", path="uploads/mdl_a/1")
+        spec = {"name": "a", "priority": 0, "device": "cpu", "labels": {}}
+        uploads.complete(session, row, spec=spec, spec_digest="s", max_queued=9)
+    check, done = jobs.claim(), jobs.put("succeeded")
+    assert is_check(check.job_id)
+    with database.write() as session:
+        attempts.succeed(session, check, {"profile": {}})
+    jobs.set(done, started_at=10.0, finished_at=12.0)
+    assert page(jobs) == ([done], False)
+    with database.read() as session:
+        assert queue_figures(session)["jobs"] == {"succeeded": 1}
+        assert job_durations(session, (1.0, 5.0)) == {"succeeded": Durations([0, 1], 1, 2.0)}

@@ -5,9 +5,12 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import inspect
 
-from storage import attempts, queries, records, submissions, workers
+from storage import attempts, queries, records, submissions, upload_removal, uploads, workers
 from storage.blobs import BlobStore
+from storage.errors import NotFoundError
+from storage.ids import new_id
 from storage.retention import sweep, used_bytes
 
 OLD = 10 * 86_400.0
@@ -102,6 +105,96 @@ def test_what_a_job_needs_stays_however_old(disk, jobs, situation):
     assert [unnamed.exists(), out.exists()] == [situation == "running"] * 2
 
 
+def upload(disk, content, **values):
+    """A model in one old part, not complete."""
+    upload_id = new_id("mdl")
+    part = disk.write(f"uploads/{upload_id}/1-a", len(content))
+    with disk.jobs.database.write() as session:
+        row = uploads.create(
+            session, upload_id, kind="model", owner="alice", name="a", file="", size=len(content), part_size=100,
+            options={}, **values,
+        )  # fmt: skip
+        uploads.add_part(session, row, 1, size=len(content), digest="d", path=f"uploads/{upload_id}/1-a")
+    return upload_id, part
+
+
+def complete(disk, upload_id):
+    spec = {"name": "a", "priority": 10_000, "device": "cpu", "labels": {}}
+    with disk.jobs.database.write() as session:
+        row = uploads.lock_upload(session, "model", upload_id, "alice")
+        uploads.complete(session, row, spec=spec, spec_digest="s", max_queued=100)
+    return disk.jobs.claim()
+
+
+def test_uploads_keep_their_bytes_and_leave_them_when_they_go(disk, jobs):
+    upload_id, part = upload(disk, b"x" * 50)
+    stray = [disk.write(f"uploads/{upload_id}/1-b"), disk.write("uploads/mdl_gone/1-a")]
+    fence = complete(disk, upload_id)
+    artifact, page = disk.put(b"page")
+    whole, blob = disk.put(b"x" * 50)
+    run(disk, keep_unfinished_uploads_days=0.0)
+    assert [path.exists() for path in (part, *stray)] == [True, False, False]
+    assert not blob.exists()  # nothing named it yet
+    whole, blob = disk.put(b"x" * 50)
+    artifact, page = disk.put(b"page")
+    with jobs.database.write() as session:
+        uploads.join(session, fence, upload_id, whole.digest)
+        records.publish(session, fence, [artifact])
+        attempts.succeed(session, fence, {"profile": {}})
+    jobs.set(fence.job_id, finished_at=1.0)
+    os.utime(part.parent, (1e9, 1e9))  # the stray one was deleted from it
+    run(disk, keep_checkpoints_days=0.0, keep_artifacts_days=0.0, keep_unfinished_uploads_days=0.0, disk_quota_bytes=1)
+    assert [blob.exists(), page.exists(), part.exists()] == [True, True, False]
+    with jobs.database.write() as session:
+        upload_removal.remove(session, uploads.lock_upload(session, "model", upload_id, "alice"))
+    run(disk)
+    assert [blob.exists(), page.exists()] == [False, False]
+
+
+def test_what_a_check_found_is_read_when_it_is_asked_for(disk, jobs):
+    upload_id, _ = upload(disk, b"x" * 50)
+    fence = complete(disk, upload_id)
+    with jobs.database.write() as session:
+        attempts.succeed(session, fence, {"profile": {"tensors": 7}})
+    with jobs.database.read() as session:
+        (listed,), more = uploads.page_uploads(session, "model", "alice", limit=10, status="ready")
+        assert not more
+        assert {"plan", "spec", "result"} <= inspect(listed.check).unloaded
+        assert uploads.get_upload(session, "model", upload_id, "alice").profile == {"tensors": 7}
+
+
+def test_uploads_that_nobody_completes_go(disk, jobs):
+    upload_id, part = upload(disk, b"x")
+    assert run(disk).uploads == 0
+    assert part.exists()
+    assert run(disk, keep_unfinished_uploads_days=0.0).uploads == 1
+    assert not part.exists()
+    with jobs.database.read() as session, pytest.raises(NotFoundError):
+        uploads.get_upload(session, "model", upload_id, "alice")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_uploads_that_failed_go_unless_they_are_checked_again(disk, jobs, joined):
+    upload_id, part = upload(disk, b"x")
+    fence = complete(disk, upload_id)
+    artifact, blob = disk.put(b"x")
+    if joined:
+        with jobs.database.write() as session:
+            uploads.join(session, fence, upload_id, artifact.digest)
+    jobs.end(fence, "failed")
+    bytes_left = blob if joined else part
+    assert run(disk).uploads == 0
+    assert bytes_left.exists()
+    with jobs.database.write() as session:
+        again = uploads.lock_upload(session, "model", upload_id, "alice")
+        uploads.complete(session, again, spec={}, spec_digest="s", max_queued=100)
+    assert run(disk, keep_unfinished_uploads_days=0.0).uploads == 0
+    jobs.end(jobs.claim(), "failed")
+    assert run(disk, keep_unfinished_uploads_days=0.0).uploads == 1
+    assert not bytes_left.exists()
+    assert jobs.everything()["jobs"] == []
+
+
 def test_a_young_file_is_left_alone(disk, jobs):
     fence = jobs.running()
     jobs.end(fence, "failed")
@@ -174,6 +267,15 @@ def test_a_teacher_that_another_job_waits_for_stays(disk, jobs, values, before):
     assert not path.exists()
 
 
+def test_a_student_that_another_job_begins_with_stays(disk, jobs):
+    first, path = disk.succeed(b"student", age=OLD)
+    second = jobs.submit(teachers=[{"weights": None}], student={"weights": {"job": first}})
+    assert run(disk, keep_artifacts_days=1.0).artifacts == 0
+    assert path.exists()
+    jobs.ask(second, "cancel")
+    assert run(disk, keep_artifacts_days=1.0).artifacts == 1
+
+
 @pytest.mark.parametrize("values", [{"keep_artifacts_days": 1.0}, {"disk_quota_bytes": 1}])
 def test_a_teacher_that_a_submission_under_way_has_seen_stays(disk, jobs, database, values):
     teacher, path = disk.succeed(b"teacher", age=OLD)
@@ -213,6 +315,26 @@ def test_the_quota_takes_the_oldest_and_checkpoints_first(disk, jobs):
     run(disk, disk_quota_bytes=1)
     assert there()[1] == (False, False)
     assert running.exists()
+
+
+def test_what_checks_found_is_not_taken_from_jobs(disk, jobs):
+    upload_id, _ = upload(disk, b"x" * 50)
+    fence = complete(disk, upload_id)
+    artifact, page = disk.put(b"page" * 100)
+    with jobs.database.write() as session:
+        records.publish(session, fence, [artifact])
+        attempts.succeed(session, fence, {"profile": {}})
+    _, student = disk.succeed(b"student", age=3600.0)
+    run(disk, disk_quota_bytes=100)
+    assert [page.exists(), student.exists()] == [True, True]
+
+
+def test_a_file_that_still_grows_in_an_old_folder_stays(disk):
+    part = disk.write("uploads/mdl_coming/1-a")
+    os.utime(part, None)
+    os.utime(part.parent, (1e9, 1e9))
+    run(disk)
+    assert part.exists()
 
 
 def test_shared_bytes_count_once(disk, jobs, database):

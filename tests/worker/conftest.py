@@ -1,6 +1,5 @@
 """A rig around real workers: starts them as processes, submits jobs, watches, and sees that nothing is left."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import select
 
+from distillery import embedded
 from kdcore import train
 from kdcore.opening import choose_here
 from kdcore.plan import make_plan
@@ -214,12 +213,7 @@ def alive(process: psutil.Process) -> bool:
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make these settings."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("DISTILLERY_")}
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-        variables[f"DISTILLERY_{name.upper()}"] = text
-    return variables | {"OMP_NUM_THREADS": "1"}
+    return embedded.environment(settings) | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

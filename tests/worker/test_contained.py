@@ -19,7 +19,7 @@ from storage.database import Database
 from storage.lifecycle import Fence
 from storage.settings import Settings
 from storage.tables import Checkpoint, Event, Job
-from worker import attempt
+from worker import files
 from worker.ledger import Ledger
 from worker.logfile import BoundedLog
 from worker.resuming import find_resume
@@ -106,7 +106,7 @@ def test_a_damaged_teacher_teaches_nobody(ledger: Ledger, tmp_path: Path) -> Non
     blobs, source = BlobStore(ledger.settings.blobs), tmp_path / "source"
     source.write_bytes(b"weights")
     digest, size = blobs.put(source)
-    path, artifact = blobs.path(digest, size), records.NewArtifact(attempt.TEACHER_WEIGHTS, digest, size, "any/type")
+    path, artifact = blobs.path(digest, size), records.NewArtifact(files.ARTIFACTS["teacher"], digest, size, "any/type")
     with ledger.database.write() as session:
         records.publish(session, ledger.fence, [artifact])
         job = session.get_one(Job, ledger.fence.job_id)
@@ -115,7 +115,7 @@ def test_a_damaged_teacher_teaches_nobody(ledger: Ledger, tmp_path: Path) -> Non
 
     def refused() -> tuple[str, str, str]:
         with pytest.raises(TrainingError) as caught:
-            attempt._teacher_weights(ledger, job, taught)
+            files.teacher_files(ledger, job, taught, lambda: None)
         return caught.value.kind, caught.value.code, caught.value.message
 
     path.write_bytes(b"Weights")
@@ -125,9 +125,32 @@ def test_a_damaged_teacher_teaches_nobody(ledger: Ledger, tmp_path: Path) -> Non
     path.unlink()
     assert refused()[:2] == ("system", "no_teacher_weights")
     path.write_bytes(b"weights")
-    assert attempt._teacher_weights(ledger, job, taught) == {0: path}
+    assert files.teacher_files(ledger, job, taught, lambda: None) == {0: path}
     job.owner = "another"
     assert refused()[:2] == ("user", "no_teacher_weights")
+
+
+def test_a_damaged_student_is_nobodys_beginning(ledger: Ledger, tmp_path: Path) -> None:
+    blobs, source = BlobStore(ledger.settings.blobs), tmp_path / "source"
+    source.write_bytes(b"weights")
+    digest, size = blobs.put(source)
+    path, artifact = blobs.path(digest, size), records.NewArtifact(files.ARTIFACTS["student"], digest, size, "any/type")
+    with ledger.database.write() as session:
+        records.publish(session, ledger.fence, [artifact])
+        job = session.get_one(Job, ledger.fence.job_id)
+    begun = parse_spec(SPEC | {"student": SPEC["student"] | {"weights": {"job": job.id}}})
+    assert files.student_file(ledger, job, begun, lambda: None) == path
+    assert files.student_file(ledger, job, parse_spec(SPEC), lambda: None) is None
+
+    def refused() -> tuple[str, str]:
+        with pytest.raises(TrainingError) as caught:
+            files.student_file(ledger, job, begun, lambda: None)
+        return caught.value.kind, caught.value.code
+
+    path.write_bytes(b"Weights")
+    assert refused() == ("system", "no_student_weights")
+    job.owner = "another"
+    assert refused() == ("user", "no_student_weights")
 
 
 def test_a_checkpoint_beyond_the_home_is_set_aside_unread(ledger: Ledger, tmp_path_factory: Any) -> None:

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import update
 
@@ -53,6 +54,7 @@ def test_a_job_runs_on_the_warm_spare_and_another_takes_its_place(busy: Busy) ->
     job_id = rig.submit(ENDLESS)
     rig.until_training(job_id)
     assert rig.trainings(worker)[0] == spare
+    assert spare.rlimit(psutil.RLIMIT_CORE) == (0, 0)
     rig.until(lambda: len(rig.trainings(worker)) == 2)
     rig.ask(job_id, "cancel")
     rig.until_status(job_id, "cancelled")

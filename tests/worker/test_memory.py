@@ -18,7 +18,7 @@ from .conftest import ENDLESS, SPEC, Rig
 
 HUGE = {"total": 2**60, "optimizer": 2**59}
 GREEDY: dict[str, Any] = SPEC | {
-    "teachers": [{"model": {"type": "mlp", "hidden": [65536]}, "train": {"epochs": 6, "batch_size": 1293}}],
+    "teachers": [{"model": {"type": "mlp", "hidden": [65536]}, "train": {"epochs": 30, "batch_size": 1293}}],
     "stages": [{"epochs": 1}],
     "limits": {"max_memory": "1500MiB"},
 }

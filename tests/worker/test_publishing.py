@@ -18,8 +18,8 @@ from storage.lifecycle import Fence
 from storage.retention import sweep
 from storage.settings import Settings
 from storage.tables import Job
-from worker.attempt import _publish
 from worker.ledger import Ledger
+from worker.publishing import publish
 
 from .conftest import OWNER, SPEC
 
@@ -67,7 +67,7 @@ def test_what_a_sweep_took_before_it_was_named_is_put_again(
     ledger, job = running
     freed = swept(monkeypatch, settings, database, times=2)
     out = settings.home / "out"
-    _publish(ledger, job, out, {"a": 1})
+    publish(ledger, job, out, {"a": 1})
     assert all(freed)
     assert len(freed) == 2
     with database.read() as session:
@@ -85,7 +85,7 @@ def test_a_disk_that_keeps_nothing_fails_the_attempt_and_not_the_job(
     ledger, job = running
     swept(monkeypatch, settings, database, times=3)
     with pytest.raises(BlobError, match="missing"):
-        _publish(ledger, job, settings.home / "out", {"a": 1})
+        publish(ledger, job, settings.home / "out", {"a": 1})
     with database.read() as session:
         assert session.get_one(Job, job.id).status == "running"
         assert not queries.list_artifacts(session, job.id)
@@ -106,7 +106,7 @@ def test_a_sweep_waits_for_what_is_being_published(
         return original(self, action)
 
     monkeypatch.setattr(Ledger, "write", write)
-    _publish(ledger, job, settings.home / "out", {"a": 1})
+    publish(ledger, job, settings.home / "out", {"a": 1})
     assert freed == [0]
     with database.read() as session:
         for artifact in queries.list_artifacts(session, job.id):

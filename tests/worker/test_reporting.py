@@ -155,6 +155,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_steps_prove_that_training_moves(ledger: Ledger, hasty: None) -> None:
     with StorageReporter(ledger, lambda: None) as reporter:
+        reporter.stage("s")
         reporter.requested()
         began = until_moved(ledger, job_of(ledger).stepped_at)
         time.sleep(5 * reporting.QUIET_SECONDS)
@@ -173,6 +174,19 @@ def test_before_the_first_step_reading_data_is_no_hang_but_not_for_ever(
     with StorageReporter(ledger, lambda: None):
         time.sleep(5 * reporting.QUIET_SECONDS)
     assert job_of(ledger).stepped_at == began
+
+
+def test_polls_while_data_is_read_prove_it_too_and_a_check_has_no_grace(ledger: Ledger, hasty: None) -> None:
+    with StorageReporter(ledger, lambda: None) as reporter:
+        reporter.requested()  # one file is compared; the next one may be fetched for long
+        began = until_moved(ledger, job_of(ledger).stepped_at)
+        until_moved(ledger, began)
+    with StorageReporter(ledger, lambda: None, loading_seconds=0.0) as reporter:
+        began = job_of(ledger).stepped_at
+        time.sleep(5 * reporting.QUIET_SECONDS)
+        assert job_of(ledger).stepped_at == began
+        reporter.requested()
+        until_moved(ledger, began)
 
 
 def until_moved(ledger: Ledger, began: float | None) -> float | None:

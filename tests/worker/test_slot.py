@@ -1,5 +1,7 @@
 """What the slot, its spare and the keeper do where something else than training fails."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -43,6 +46,42 @@ def no_process() -> TrainingProcess:
 def test_a_spare_that_cannot_be_started_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spare, "TrainingProcess", no_process)
     Spare(wanted=True).ready()
+
+
+def test_a_spare_that_died_is_not_taken() -> None:
+    """While it waited: the kernel may have wanted its memory."""
+    here = Spare(wanted=True)
+    here.ready()
+    assert here._process is not None
+    died = here._process
+    os.kill(died.pid, signal.SIGKILL)
+    until(lambda: not died.alive())
+    taken = here.take()
+    try:
+        assert taken.alive()
+        assert taken.pid != died.pid
+    finally:
+        taken.kill()
+
+
+def test_a_spare_that_keeps_dying_is_not_started_again_and_again() -> None:
+    here = Spare(wanted=True)
+    here.ready()
+    assert here._process is not None
+    here._process.kill()
+    here.ready()
+    assert here._process is None
+
+
+def test_no_spare_where_none_is_wanted_and_none_is_left_behind() -> None:
+    unwanted, wanted = Spare(wanted=False), Spare(wanted=True)
+    unwanted.ready()
+    assert unwanted._process is None
+    wanted.ready()
+    assert wanted._process is not None
+    kept = wanted._process
+    wanted.close()
+    assert not psutil.pid_exists(kept.pid)
 
 
 @EMBEDDED

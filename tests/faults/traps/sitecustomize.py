@@ -261,7 +261,7 @@ def slot(module):
 
 
 def attempt(module):
-    run, publish = module.run, module._publish
+    run, publish = module.run, module.publish
 
     def wrapped(fence, inbox):
         doing.update(job=fence.job_id, attempt=fence.attempt)
@@ -276,9 +276,9 @@ def attempt(module):
             del ledger.write
 
     module.run = wrapped
-    module._publish = uploaded
+    module.publish = uploaded
     before(module, "find_resume", "resume")
-    after(module, "_publish", "published")
+    after(module, "publish", "published")
 
 
 def actions(module):
@@ -348,7 +348,7 @@ def unfenced_finish(module):
     """The attempt's check is removed from finish: whoever comes last publishes."""
     from storage import lifecycle
 
-    publish, holds, finishing = module._publish, lifecycle.Fence.holds, threading.local()
+    publish, holds, finishing = module.publish, lifecycle.Fence.holds, threading.local()
 
     def unfenced(self):
         return module.Job.id == self.job_id if getattr(finishing, "now", False) else holds(self)
@@ -359,7 +359,7 @@ def unfenced_finish(module):
 
     lifecycle.Fence.holds = unfenced
     lifecycle.TRANSITIONS["succeeded"] = (frozenset(lifecycle.Status), lifecycle.Status.SUCCEEDED)
-    module._publish = wrapped
+    module.publish = wrapped
 
 
 def artifacts_in_place(module):

@@ -242,6 +242,16 @@ def test_zero_at_equality_with_zero_gradient(name: str) -> None:
     assert student.grad.abs().max() < 1e-12
 
 
+def test_knowledge_matching_is_zero_at_equality_with_zero_gradient() -> None:
+    _, teacher = features()
+    student = teacher.clone().requires_grad_()
+    value = knowledge_matching([student, student], [teacher, teacher])
+    value.backward()
+    assert value.item() == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
 def test_variational_information_is_least_at_the_teacher_s_map_and_the_errors_square() -> None:
     student, teacher = features()
     at_teacher = teacher.clone().requires_grad_()

@@ -14,6 +14,7 @@ from kdcore.losses import (
     contrastive,
     hierarchical_context,
     overhaul,
+    review,
     semckd,
     simkd,
     singular_value,
@@ -37,14 +38,15 @@ FUNCTIONS: dict[str, Loss] = {
     "activation_boundary_m0.3": lambda s, t: activation_boundary(two(s), two(t), 0.3),
     "overhaul": lambda s, t: overhaul(two(s), two(t), [MARGINS, MARGINS[:2]]),
     "hierarchical_context": hierarchical_context,
+    "review": lambda s, t: review(two(s), two(t)),
     "singular_value": lambda s, t: singular_value(two(s), two(t)),
     "singular_value_2": lambda s, t: singular_value(two(s), two(t), 2),
     "simkd": simkd,
     "semckd": lambda s, t: semckd([s, 2 * s, s, -s], [t] * 4, ATTENTION.to(s).expand(len(s), 2, 2)),
     "srrl": lambda s, t: srrl(s, t, s[:, :, 0, 0], t[:, :, 0, 0]),
 }
-AT_MINIMUM = ["overhaul", "hierarchical_context", "singular_value", "singular_value_2", "simkd", "srrl"]
-POOLING = [name for name in FUNCTIONS if not name.startswith("singular") and name not in ("simkd", "srrl")]
+AT_MINIMUM = ["overhaul", "hierarchical_context", "review", "singular_value", "singular_value_2", "simkd", "srrl"]
+POOLING = [name for name in FUNCTIONS if not name.startswith("singular") and name not in ("review", "simkd", "srrl")]
 
 
 def features(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -87,6 +89,12 @@ def test_hierarchical_context_by_hand() -> None:
     student = one([[1.0, 2.0], [3.0, 4.0]])
     assert hierarchical_context(student, torch.zeros_like(student)).item() == pytest.approx(7.0833333)
     assert hierarchical_context(student[:, :, 1:, 1:], torch.zeros(1, 1, 1, 1)).item() == 16.0
+
+
+def test_review_by_hand() -> None:
+    # The two of above, a level each.
+    levels = [one([[1.0, 2.0], [3.0, 4.0]]), one([[4.0]])]
+    assert review(levels, [torch.zeros_like(level) for level in levels]).item() == pytest.approx(23.0833333)
 
 
 def test_singular_value_by_hand() -> None:
@@ -161,7 +169,7 @@ def slow_overhaul(s: Any, t: Any) -> float:
 
 
 def slow_context(s: Any, t: Any) -> float:
-    """Of maps 6x5: to 4x4, 2x2 and 1x1, by blocks that overlap where sizes do not divide."""
+    """To those of 4x4, 2x2 and 1x1 that are lower, by blocks that overlap where sizes do not divide."""
 
     def pooled(maps: Any, level: int) -> Any:
         _, _, height, width = maps.shape
@@ -170,7 +178,8 @@ def slow_context(s: Any, t: Any) -> float:
         return np.array(cells)
 
     parts = [(1.0, slow_squares(s, t))]
-    parts += [(w, slow_squares(pooled(s, size), pooled(t, size))) for w, size in ((0.5, 4), (0.25, 2), (0.125, 1))]
+    sizes = [size for size in (4, 2, 1) if size < s.shape[2]]
+    parts += [(0.5**n, slow_squares(pooled(s, size), pooled(t, size))) for n, size in enumerate(sizes, start=1)]
     return sum(w * value for w, value in parts) / sum(w for w, _ in parts)
 
 
@@ -202,6 +211,7 @@ SLOW: dict[str, Callable[[Any, Any], float]] = {
     "activation_boundary_m0.3": lambda s, t: slow_boundary(s, t, 0.3),
     "overhaul": slow_overhaul,
     "hierarchical_context": slow_context,
+    "review": lambda s, t: slow_context(s, t) + slow_context(s[:, :2, ::2], t[:, :2, ::2]),
     "singular_value": lambda s, t: slow_singular(s, t, 1),
     "singular_value_2": lambda s, t: slow_singular(s, t, 2),
     "simkd": slow_squares,
@@ -226,8 +236,22 @@ def test_contrastive_equals_the_slow_loop() -> None:
             x = [math.exp(value) for value in row]
             total -= math.log(x[0] / (x[0] + 0.4)) + sum(math.log(0.4 / (other + 0.4)) for other in x[1:])
     assert contrastive(student, teacher, 0.4).item() == pytest.approx(total / 3, rel=1e-12)
+
+
+def test_contrastive_gradient_is_the_numerical_one() -> None:
+    student, teacher = features(3, 6)
     assert torch.autograd.gradcheck(lambda *both: contrastive(*both, 0.4), (student.requires_grad_(), teacher))
-    assert contrastive(student.bfloat16(), teacher.bfloat16(), 0.4).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_contrastive_precision(dtype: torch.dtype) -> None:
+    student, teacher = (values.to(dtype) for values in features(16, 6))
+    value = contrastive(student, teacher, 0.4)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(contrastive(student.double(), teacher.double(), 0.4).item(), rel=1e-5)
+
+
+def test_contrastive_extremes_and_a_batch_of_one_stay_finite() -> None:
     for value in (0.0, 1e4, -1e4):
         scores = torch.full((1, 3), value, requires_grad=True)
         contrastive(scores, -scores, 0.4).backward()
@@ -258,6 +282,16 @@ def test_activation_boundary_is_zero_beyond_the_margin_on_the_teacher_s_side() -
     assert student.grad is not None
     assert not student.grad.any()
     assert activation_boundary([student * 0.99], [teacher]) > 0
+
+
+def test_semckd_is_zero_at_equality_with_zero_gradient() -> None:
+    _, teacher = features()
+    student = teacher.clone().requires_grad_()
+    value = semckd([student] * 4, [teacher] * 4, ATTENTION.expand(len(teacher), 2, 2))
+    value.backward()
+    assert value.item() == 0
+    assert student.grad is not None
+    assert not student.grad.any()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -349,6 +383,7 @@ def test_counts_that_do_not_fit() -> None:
     for call in (
         lambda: activation_boundary(maps, maps[:1]),
         lambda: overhaul(maps, maps, [torch.zeros(3)]),
+        lambda: review(maps, maps[:1]),
         lambda: singular_value(maps, maps[:1] * 3),
         lambda: semckd(maps, maps[:1], torch.ones(4, 1, 2)),
     ):

@@ -351,7 +351,7 @@ def job(tiny: dict[str, Any]) -> dict[str, Any]:
     tiny["data"]["train_samples"] = 145
     tiny["teachers"][0]["model"] = {"type": "cnn", "channels": [4, 6, 8], "hidden": []}
     tiny["student"]["model"] = {"type": "cnn", "channels": [4, 5], "hidden": []}
-    flow = {"student_layers": ["conv_1", "conv_1_pre"], "teacher_layers": ["conv_1", "conv_1_pre"]}
+    flow = {"student_layers": ["conv_1_pre", "conv_1"], "teacher_layers": ["conv_1_pre", "conv_1"]}
     tiny["stages"][0]["losses"] = [{"type": "cross_entropy"}] + [
         {"type": config.model_fields["type"].default, "weight": 0.1} | (flow if config is FlowOfSolutionConfig else {})
         for config in CONFIGS

@@ -9,8 +9,21 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from kdcore.losses import Context, LossError, Shapes
+from kdcore.losses import (
+    LOSSES,
+    ActivationBoundaryConfig,
+    Context,
+    FlowOfSolutionConfig,
+    InstanceGraphConfig,
+    LossError,
+    MultiHeadGraphConfig,
+    OverhaulConfig,
+    ReviewConfig,
+    Shapes,
+    SingularValueConfig,
+)
 from kdcore.losses.pairing import Kind, LayerLossConfig, LayersLossConfig, Pairs, fitting_pairs
+from kdcore.models import CNNConfig
 
 
 class One(LayerLossConfig):
@@ -294,6 +307,34 @@ def test_lists_that_do_not_fit(named: dict[str, list[str]], least: int, field: s
         pairs(CNN, DEEP, "map", least, **named)
     assert message in str(caught.value)
     assert caught.value.field == field
+
+
+IN_ORDER = {
+    ReviewConfig: "",
+    FlowOfSolutionConfig: "",
+    SingularValueConfig: "",
+    InstanceGraphConfig: "",
+    MultiHeadGraphConfig: "",
+    ActivationBoundaryConfig: "_pre",
+    OverhaulConfig: "_pre",
+}
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=lambda config: config.model_fields["type"].default)
+def test_layers_are_named_in_order_of_depth_where_that_matters(config: Any) -> None:
+    assert getattr(config, "in_order", False) == (config in IN_ORDER)
+    if config not in IN_ORDER:
+        return
+    both = [f"conv_1{IN_ORDER[config]}", f"conv_2{IN_ORDER[config]}"]
+    context = Context(CNN, [CNN], teacher_networks=[CNNConfig(channels=[4, 8], batch_norm=True).build((1, 28, 28), 10)])
+    config(student_layers=both, teacher_layers=both).build(context)
+    config(student_layers=both[:1] * 2, teacher_layers=both[:1] * 2).build(context)
+    for side, other in (("student", "teacher"), ("teacher", "student")):
+        with pytest.raises(LossError) as caught:
+            config(**{f"{side}_layers": both[::-1], f"{other}_layers": both}).build(context)
+        assert caught.value.field == f"{side}_layers"
+        assert f"{side}'s {both[1]!r} is deeper than {both[0]!r}" in str(caught.value)
+        assert f"in order of depth: {both[0]}, {both[1]}" in str(caught.value)
 
 
 def test_which_teacher() -> None:

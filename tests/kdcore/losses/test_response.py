@@ -18,7 +18,7 @@ from kdcore.losses import (
     jsd,
     kd,
     mse,
-    multi_teacher_kd,
+    multi_teacher,
     nkd,
 )
 
@@ -46,15 +46,18 @@ TAUGHT: dict[str, Loss] = {
     "dkd": lambda s, t: dkd(s, t, labels_for(s), 0.7, 3.0, 2.0),
     "dist": lambda s, t: dist(s, t, 0.5, 2.0, 3.0),
     "nkd": lambda s, t: nkd(s, t, labels_for(s), 1.5, 2.0),
-    "mean_logits": lambda s, t: multi_teacher_kd(s, three(t), temperature=2.0),
-    "mean_probabilities": lambda s, t: multi_teacher_kd(s, three(t), weighting="mean_probabilities", temperature=2.0),
-    "weights": lambda s, t: multi_teacher_kd(s, three(t), weighting="weights", weights=SHARES, temperature=2.0),
-    "confidence": lambda s, t: multi_teacher_kd(s, three(t), labels_for(s), "confidence", temperature=2.0),
-    "one_per_batch": lambda s, t: multi_teacher_kd(s, three(t), weighting="one_per_batch", temperature=2.0, choice=2),
+    "mean_logits": lambda s, t: multi_teacher(s, three(t), temperature=2.0),
+    "mean_probabilities": lambda s, t: multi_teacher(s, three(t), weighting="mean_probabilities", temperature=2.0),
+    "weights": lambda s, t: multi_teacher(s, three(t), weighting="weights", weights=SHARES, temperature=2.0),
+    "confidence": lambda s, t: multi_teacher(s, three(t), labels_for(s), "confidence", temperature=2.0),
+    "one_per_batch": lambda s, t: multi_teacher(s, three(t), weighting="one_per_batch", temperature=2.0, choice=2),
 }
 LABELLED: dict[str, Loss] = {
     "mse": mse,
     "binary_cross_entropy": lambda s, t: binary_cross_entropy(s, (t > 0).to(t.dtype)),
+    "binary_cross_entropy_weighted": lambda s, t: binary_cross_entropy(
+        s, (t > 0).to(t.dtype), 3 + torch.arange(s.shape[1])
+    ),
 }
 ALL = {**TAUGHT, **LABELLED}
 
@@ -135,6 +138,9 @@ def test_binary_cross_entropy_by_hand() -> None:
     # σ: 3/4 where yes, 3/4 where no: (-ln(3/4) - ln(1/4)) / 2 = (0.2876821 + 1.3862944) / 2.
     value = binary_cross_entropy(torch.tensor([[LN3, LN3]]), torch.tensor([[1.0, 0.0]]))
     assert value.item() == pytest.approx(0.8369882, abs=1e-6)
+    # The yes of class 0 three times: (3 · 0.2876821 + 1.3862944) / 2.
+    value = binary_cross_entropy(torch.tensor([[LN3, LN3]]), torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 5.0]))
+    assert value.item() == pytest.approx(1.1246703, abs=1e-6)
 
 
 TWO = [torch.tensor([[LN3, 0.0]]), torch.tensor([[0.0, 0.0]])]
@@ -157,7 +163,7 @@ TWO = [torch.tensor([[LN3, 0.0]]), torch.tensor([[0.0, 0.0]])]
     ],
 )
 def test_multi_teacher_by_hand(weighting: str, options: dict[str, object], expected: float) -> None:
-    value = multi_teacher_kd(torch.zeros(1, 2), TWO, weighting=weighting, temperature=1.0, **options)  # type: ignore
+    value = multi_teacher(torch.zeros(1, 2), TWO, weighting=weighting, temperature=1.0, **options)  # type: ignore
     assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -194,8 +200,10 @@ def slow_row(name: str, s: list[float], t: list[float], label: int) -> float:
         return 9 * sum(divergence(p_t, p_s) for p_s, p_t in pairs) / len(s)
     if name == "mse":
         return sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / len(s)
-    if name == "binary_cross_entropy":
-        return -sum(math.log(softmax([a if b > 0 else -a, 0.0])[0]) for a, b in zip(s, t, strict=True)) / len(s)
+    if name.startswith("binary_cross_entropy"):
+        factors = [3 + place if name.endswith("weighted") and b > 0 else 1 for place, b in enumerate(t)]
+        each = [math.log(softmax([a if b > 0 else -a, 0.0])[0]) for a, b in zip(s, t, strict=True)]
+        return -sum(factor * value for factor, value in zip(factors, each, strict=True)) / len(s)
     p_s, p_t = softmax(s, 2.0), softmax(t, 2.0)
     if name.startswith("jsd"):
         mixture = [0.7 * a + 0.3 * b for a, b in zip(p_s, p_t, strict=True)]
@@ -239,11 +247,11 @@ def test_equals_the_slow_loop(name: str) -> None:
 ALIKE: dict[str, Loss] = {
     **{name: TAUGHT[name] for name in ("binary_kd", "jsd", "jsd_forward", "jsd_reverse", "dkd", "dist")},
     "mse": mse,
-    "mean_logits": lambda s, t: multi_teacher_kd(s, [t, t]),
-    "mean_probabilities": lambda s, t: multi_teacher_kd(s, [t, t], weighting="mean_probabilities"),
-    "weights": lambda s, t: multi_teacher_kd(s, [t, t], weighting="weights", weights=[1, 2]),
-    "confidence": lambda s, t: multi_teacher_kd(s, [t, t], labels_for(s), "confidence"),
-    "one_per_batch": lambda s, t: multi_teacher_kd(s, [t, t], weighting="one_per_batch", choice=1),
+    "mean_logits": lambda s, t: multi_teacher(s, [t, t]),
+    "mean_probabilities": lambda s, t: multi_teacher(s, [t, t], weighting="mean_probabilities"),
+    "weights": lambda s, t: multi_teacher(s, [t, t], weighting="weights", weights=[1, 2]),
+    "confidence": lambda s, t: multi_teacher(s, [t, t], labels_for(s), "confidence"),
+    "one_per_batch": lambda s, t: multi_teacher(s, [t, t], weighting="one_per_batch", choice=1),
     "binary_cross_entropy": lambda s, t: binary_cross_entropy(s, t.sigmoid()),
     "nkd_beside_the_label": lambda s, t: nkd(s, t, labels_for(s), 1.0, 2.0) - nkd(s, t, labels_for(s), 0.0),
 }
@@ -404,7 +412,7 @@ def test_averaging_logits_is_not_averaging_probabilities() -> None:
     student = torch.zeros(1, 2)
     teachers = [torch.tensor([[8.0, 0.0]]), torch.tensor([[0.0, 2.0]])]
     logits_mean, probabilities_mean = (
-        multi_teacher_kd(student, teachers, weighting=weighting, temperature=1.0)  # type: ignore[arg-type]
+        multi_teacher(student, teachers, weighting=weighting, temperature=1.0)  # type: ignore[arg-type]
         for weighting in ("mean_logits", "mean_probabilities")
     )
     # Mean logits [4, 1]: p = 0.9525741; mean of 0.9996646 and 0.1192029: 0.5594338.
@@ -416,8 +424,8 @@ def test_equal_weights_have_the_gradient_of_the_mean_of_probabilities() -> None:
     student, teacher = logits()
     student.requires_grad_()
     values = [
-        multi_teacher_kd(student, three(teacher), weighting="mean_probabilities"),
-        multi_teacher_kd(student, three(teacher), weighting="weights", weights=[2, 2, 2]),
+        multi_teacher(student, three(teacher), weighting="mean_probabilities"),
+        multi_teacher(student, three(teacher), weighting="weights", weights=[2, 2, 2]),
     ]
     gradients = [torch.autograd.grad(value, student)[0] for value in values]
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -427,7 +435,7 @@ def test_equal_weights_have_the_gradient_of_the_mean_of_probabilities() -> None:
 def test_the_teacher_that_knows_the_label_counts_more_and_a_hopeless_one_nothing() -> None:
     right, wrong = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
     student = torch.tensor([[1.0, 0.0]])
-    value = multi_teacher_kd(student, [right, wrong], torch.tensor([0]), "confidence")
+    value = multi_teacher(student, [right, wrong], torch.tensor([0]), "confidence")
     assert value.item() == pytest.approx(kd(student, right).item(), rel=1e-6)
 
 
@@ -449,4 +457,4 @@ def test_what_several_teachers_cannot_be() -> None:
     ]
     for message, teachers, options in cases:
         with pytest.raises(ValueError, match=message):
-            multi_teacher_kd(student, teachers, **options)  # type: ignore[arg-type]
+            multi_teacher(student, teachers, **options)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from kdcore.losses import (
     jsd,
     kd,
     mse,
-    multi_teacher_kd,
+    multi_teacher,
     nkd,
 )
 from kdcore.losses.multi_teacher import draw
@@ -69,7 +69,7 @@ ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).float()
         (NKDConfig(), nkd(S, T, LABELS)),
         (MSEConfig(), mse(S, ONE_HOT)),
         (BinaryCrossEntropyConfig(), binary_cross_entropy(S, ONE_HOT)),
-        (MultiTeacherConfig(), multi_teacher_kd(S, [T, T2])),
+        (MultiTeacherConfig(), multi_teacher(S, [T, T2])),
     ],
     ids=lambda value: value.type if isinstance(value, BaseLossConfig) else "",
 )
@@ -181,17 +181,17 @@ LOGITS = [each["logits"] for each in (FIRST, SECOND, THIRD)]
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, multi_teacher_kd(S, LOGITS)),
-        ({"teachers": [3, 1]}, multi_teacher_kd(S, [LOGITS[2], LOGITS[0]])),
+        ({}, multi_teacher(S, LOGITS)),
+        ({"teachers": [3, 1]}, multi_teacher(S, [LOGITS[2], LOGITS[0]])),
         (
             {"teachers": [3, 1], "weighting": "weights", "weights": [1.0, 3.0], "temperature": 2.0, **HOT},
             0.25 * kd(S, LOGITS[2], 4.0) + 0.75 * kd(S, LOGITS[0], 4.0),
         ),
-        ({"weighting": "mean_probabilities"}, multi_teacher_kd(S, LOGITS, weighting="mean_probabilities")),
-        ({"weighting": "confidence"}, multi_teacher_kd(S, LOGITS, LABELS, "confidence")),
+        ({"weighting": "mean_probabilities"}, multi_teacher(S, LOGITS, weighting="mean_probabilities")),
+        ({"weighting": "confidence"}, multi_teacher(S, LOGITS, LABELS, "confidence")),
         (
             {"student_layer": "wide", "teacher_layer": "wide"},
-            multi_teacher_kd(STUDENT["wide"], [each["wide"] for each in (FIRST, SECOND, THIRD)]),
+            multi_teacher(STUDENT["wide"], [each["wide"] for each in (FIRST, SECOND, THIRD)]),
         ),
     ],
 )

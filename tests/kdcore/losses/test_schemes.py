@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from kdcore.data import Places
 from kdcore.losses import (
     AdversarialConfig,
     Batch,
@@ -32,6 +33,7 @@ from kdcore.plan import make_plan
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
 from kdcore.train import rival_step
+from kdcore.update import Update
 
 LN3 = 1.0986122886681098
 SHAPES = {"conv_1_pre": (4, 4, 4), "conv_1": (4, 4, 4), "conv_2": (6, 2, 2), "hidden_1": (5,), "logits": (3,)}
@@ -371,11 +373,11 @@ def test_the_discriminator_s_metrics_are_reported(light: Any, tiny: dict[str, An
 
 
 def test_student_and_discriminator_take_turns_with_optimizers_of_their_own(
-    light: Any, tiny: dict[str, Any], tmp_path: Path
+    light: Any, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = document(tiny, RIVAL)
-    job = open_job(parse_spec(spec), RecordingReporter(), data_root=tmp_path, checkpoints=tmp_path / "checkpoints",
-                   choices=None, resume=None, teacher_weights={}, download=False)  # fmt: skip
+    job = open_job(parse_spec(spec), RecordingReporter(), places=Places(tmp_path), checkpoints=tmp_path / "checkpoints",
+                   choices=None, resume=None, teacher_weights={})  # fmt: skip
     job.state.models["teacher-1"] = job.network("teacher").state_dict()
     training = job.prepare(job.stages[1])
     (discriminator,) = [rival.module for rival in training.rivals.values()]
@@ -387,12 +389,15 @@ def test_student_and_discriminator_take_turns_with_optimizers_of_their_own(
     assert any("discriminator" in name for name in training.snapshot()["terms"])
 
     turns: list[str] = []
+    make = Update.make
+    monkeypatch.setattr(Update, "make", lambda update, rate: turns.append("student") or make(update, rate))
     handle = register_optimizer_step_post_hook(lambda optimizer, *_: turns.append(type(optimizer).__name__))
     try:
         light(spec)
     finally:
         handle.remove()
-    assert turns == ["SGD"] * 10 + ["SGD", "Adam"] * 10  # the teacher's stage, then two epochs of five steps
+    turns = [each for each in turns if each != "SGD"]  # an update's first one is a step of its optimizer
+    assert turns == ["student"] * 10 + ["student", "Adam"] * 10  # the teacher's stage, then two epochs of five steps
 
 
 def test_a_plan_knows_that_a_peer_and_inner_heads_teach(tiny: dict[str, Any]) -> None:

@@ -1,0 +1,195 @@
+"""What `GET /jobs/{id}` costs, beside a FastAPI route that does nothing on the same uvicorn.
+
+    python benchmarks/api_rate.py [--form embedded|deployed] [--rounds 5] [--seconds 2] [--clients 8]
+                                  [--crowd 200] [--crowd-seconds 15] [--out FILE]
+
+One API process in each form (the deployed one at DISTILLERY_TEST_POSTGRES and DISTILLERY_TEST_REDIS, in a database of
+its own), asked by this process. Two measurements, while nothing is trained: how many answers a second a few clients get
+that ask again at once, arm by arm in turn, with the CPU time that the server's process took for one; and how long 200
+clients wait who each pause a second. Every answer is checked. The ratio is the median of the rounds' ratios.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from about import about, end_tidily, result_path
+from load import FORMS, POSTGRES, REDIS, note
+from loadtest.clients import SPEC
+from loadtest.service import Service, settings_of
+from loadtest.tally import quantiles
+from loadtest.wire import Connection
+
+HERE = Path(__file__).parent
+BEGIN_SECONDS = 30.0
+TARGET_RATE, TARGET_P99_MS = 0.15, 100.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One question, asked again and again."""
+
+    server: psutil.Process
+    port: int
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    says: bytes = b""
+    """What each answer must hold."""
+
+    async def ask(self, connection: Connection) -> float:
+        """Seconds until the answer was here.
+
+        Raises:
+            AssertionError: it is the wrong one.
+        """
+        begun = time.perf_counter()
+        answer = await connection.ask("GET", self.path, headers=self.headers)
+        seconds = time.perf_counter() - begun
+        if answer.status != self.status or self.says not in answer.body:
+            raise AssertionError(f"{self.path}: {answer.status} {answer.body[:200]!r}")
+        return seconds
+
+    async def often(self, clients: int, seconds: float) -> dict[str, float]:
+        """Answers a second, and the server's CPU time for one."""
+        until, cpu, asked = time.perf_counter() + seconds, sum(self.server.cpu_times()[:2]), 0
+
+        async def one() -> None:
+            nonlocal asked
+            connection = Connection("127.0.0.1", self.port)
+            while time.perf_counter() < until:
+                await self.ask(connection)
+                asked += 1
+            connection.close()
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(clients)))
+        took, cpu = time.perf_counter() - begun, sum(self.server.cpu_times()[:2]) - cpu
+        return {"per_second": asked / took, "cpu_ms": cpu / asked * 1e3}
+
+    async def crowd(self, clients: int, seconds: float) -> dict[str, float]:
+        """Quantiles of what each of many clients waits that ask about once a second."""
+        until, took, chance = time.perf_counter() + seconds, list[float](), random.Random(0)
+
+        async def one() -> None:
+            connection = Connection("127.0.0.1", self.port)
+            await asyncio.sleep(chance.random())
+            while time.perf_counter() < until:
+                took.append(await self.ask(connection))
+                await asyncio.sleep(0.5 + chance.random())
+            connection.close()
+
+        await asyncio.gather(*(one() for _ in range(clients)))
+        return quantiles(took)
+
+
+@contextlib.contextmanager
+def empty_route() -> Iterator[Arm]:
+    """A server of its own, with one route that does nothing."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "loadtest.empty", str(port)], cwd=HERE)
+    try:
+        arm, end = Arm(psutil.Process(server.pid), port, "/empty", says=b"{}"), time.monotonic() + BEGIN_SECONDS
+        while True:
+            try:
+                asyncio.run(arm.ask(Connection("127.0.0.1", port)))
+                break
+            except OSError:
+                if time.monotonic() > end or server.poll() is not None:
+                    raise
+            time.sleep(0.1)
+        yield arm
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def arms_of(service: Service) -> dict[str, Arm]:
+    """A finished job, the same for who has it already, and one that waits for a device that is not there."""
+    (server,) = [process for role, process in service.processes() if role == "api"]
+    finished = service.train(SPEC | {"baseline": True})
+    queued = service.http.post("/jobs", json=SPEC | {"device": "cuda"}).raise_for_status().json()["id"]
+    tag = service.http.get(f"/jobs/{finished}").headers["ETag"]
+
+    def arm(job_id: str, **more: Any) -> Arm:
+        return Arm(server, service.port, f"/jobs/{job_id}", **({"says": f'"id":"{job_id}"'.encode()} | more))
+
+    unchanged = arm(finished, headers={"If-None-Match": tag}, status=304, says=b"")
+    return {"job": arm(finished), "job, unchanged": unchanged, "job, queued": arm(queued)}
+
+
+async def measure(arms: dict[str, Arm], options: argparse.Namespace) -> dict[str, Any]:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for number in range(options.rounds + 1):
+        for name, arm in arms.items():
+            found = await arm.often(options.clients, options.seconds)
+            if number > 0:  # the first round warms up
+                rounds[name].append(found)
+    rows: dict[str, Any] = {}
+    for name, found in rounds.items():
+        shares = [mine["per_second"] / none["per_second"] for mine, none in zip(found, rounds["empty"], strict=True)]
+        rows[name] = {
+            "per_second": round(statistics.median(each["per_second"] for each in found), 1),
+            "share_of_empty": round(statistics.median(shares), 4),
+            "server_cpu_ms": round(statistics.median(each["cpu_ms"] for each in found), 4),
+            "crowd_ms": await arms[name].crowd(options.crowd, options.crowd_seconds),
+        }
+    return rows
+
+
+def show(form: str, rows: dict[str, Any]) -> None:
+    print(f"\n{form:20}{'a second':>10}{'share':>8}{'CPU ms':>9}   the crowd's p50 · p99 · longest, ms")
+    for name, row in rows.items():
+        crowd = row["crowd_ms"]
+        print(f"{name:20}{row['per_second']:10.0f}{row['share_of_empty']:8.1%}{row['server_cpu_ms']:9.3f}"
+              f"   {crowd['p50']:.1f} · {crowd['p99']:.1f} · {crowd['max']:.1f}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--form", choices=sorted(FORMS), help="only this one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each arm in each round")
+    parser.add_argument("--clients", type=int, default=8, help="who ask again at once")
+    parser.add_argument("--crowd", type=int, default=200, help="clients that pause")
+    parser.add_argument("--crowd-seconds", type=float, default=15.0)
+    parser.add_argument("--out", type=Path, default=result_path("api_rate"))
+    options, forms = parser.parse_args(), {}
+    end_tidily()
+    options.out = options.out.absolute()
+    for form in [options.form] if options.form else list(FORMS):
+        note(f"{form}: starting it")
+        with (
+            tempfile.TemporaryDirectory(prefix="distillery-rate-") as folder,
+            (Path(folder) / "log.txt").open("wb") as log,
+            settings_of(form, Path(folder) / "home", POSTGRES, REDIS) as values,
+            Service(values, log) as service,
+            empty_route() as empty,
+        ):
+            service.start(1)
+            forms[form] = asyncio.run(measure({"empty": empty} | arms_of(service), options))
+        show(form, forms[form])
+    command = " ".join(["python", "benchmarks/api_rate.py", *sys.argv[1:]])
+    told = about(command, "fastapi", "psycopg", "pydantic", "sqlalchemy", "uvicorn")
+    told |= {"targets": {"share_of_empty": TARGET_RATE, "crowd_p99_ms": TARGET_P99_MS}, "forms": forms}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The machine's limit: the convolutions and matrix products of a step of distillation, bare, and nothing else."""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor, nn
+
+from benchmarks.speed.arms import Arm, Place, Run
+from kdcore.choices import is_exact
+from kdcore.plan import make_plan
+from kdcore.spec import JobSpec, parse_spec
+
+Call = Callable[[], object]
+SECONDS = 2.0
+
+
+def limit(document: dict[str, object], *, teacher: bool = True) -> Arm:
+    """As long as the last stage's steps would take: the teacher's products forward, the student's forward and backward,
+    in float32 or bf16, whichever is faster here, on every core."""
+
+    def arm(place: Place) -> Run:
+        spec = parse_spec(document)
+        stage = make_plan(spec).stages[-1]
+        if is_exact("medium"):
+            torch.set_float32_matmul_precision("medium")
+        each = min(step_seconds(spec, dtype, teacher) for dtype in (torch.float32, torch.bfloat16))
+        return Run(each * stage.steps, stage.samples * stage.epochs)
+
+    return arm
+
+
+def step_seconds(spec: JobSpec, dtype: torch.dtype, teacher: bool) -> float:
+    """Of one batch, the mean over `SECONDS`."""
+    facts, size = spec.data.facts(), spec.stages[-1].batch_size
+    inputs = torch.randn(size, *facts.input_shape)
+    student = spec.student.model.build(facts.input_shape, len(facts.classes))
+    calls = bare(student, inputs, dtype, backward=True)
+    if teacher:
+        calls += bare(spec.teachers[0].model.build(facts.input_shape, len(facts.classes)), inputs, dtype)
+    for call in calls:
+        call()
+    steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        for call in calls:
+            call()
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
+def bare(network: nn.Module, inputs: Tensor, dtype: torch.dtype, backward: bool = False) -> list[Call]:
+    """A call for each convolution and matrix product of a forward pass, and for each that its gradient takes: of the
+    inputs of all but the first, and of the weights."""
+    found: list[Call] = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        make = convolution if isinstance(module, nn.Conv2d) else product
+        found.extend(make(module, given[0].shape, output.shape, dtype, backward, first=not found))
+
+    hooks = [each.register_forward_hook(note) for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        network.eval()(inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def convolution(
+    layer: nn.Module, given: torch.Size, made: torch.Size, dtype: torch.dtype, backward: bool, first: bool
+) -> list[Call]:
+    assert isinstance(layer, nn.Conv2d)
+    last = torch.channels_last
+    inputs, outputs = (torch.randn(shape, dtype=dtype).to(memory_format=last) for shape in (given, made))
+    weight = layer.weight.detach().to(dtype, memory_format=last)
+    how = (layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups, [not first, True, False])
+    calls: list[Call] = [
+        lambda: F.conv2d(inputs, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    ]
+    if backward:
+        calls.append(lambda: torch.ops.aten.convolution_backward(outputs, inputs, weight, None, *how))
+    return calls
+
+
+def product(
+    layer: nn.Module, given: torch.Size, made: torch.Size, dtype: torch.dtype, backward: bool, first: bool
+) -> list[Call]:
+    assert isinstance(layer, nn.Linear)
+    inputs, outputs = torch.randn(given, dtype=dtype).flatten(0, -2), torch.randn(made, dtype=dtype).flatten(0, -2)
+    weight = layer.weight.detach().to(dtype)
+    calls: list[Call] = [lambda: inputs @ weight.T]
+    if backward:
+        calls += [lambda: outputs.T @ inputs] + ([] if first else [lambda: outputs @ weight])
+    return calls

@@ -1,0 +1,220 @@
+"""A whole step of a small student as one compiled graph: forward, losses, backward and the optimizer's update.
+
+What such a step takes is not arithmetic but the hundred calls it is made of, and one graph is one call. The compiler
+(inductor, a C++ compiler beneath it) takes as long as tens of thousands of steps, so only long stages are compiled.
+Sums are made in another order than the loop's: equal within rounding, and the job's choices say that it was so.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from kdcore.choices import SMALL_FLOPS
+from kdcore.data import Places
+from kdcore.errors import is_memory_error
+from kdcore.job import Job
+from kdcore.losses import Batch, Term, Views
+from kdcore.losses.temperature import Temperature
+from kdcore.models import Network
+from kdcore.models.dropout import Dropout
+from kdcore.reporter import Reporter
+from kdcore.stages import Stage
+from kdcore.state import Training
+from kdcore.uploads.cache import cached
+
+LOSSES = frozenset(
+    {"cross_entropy", "kd", "dkd", "nkd", "dist", "jsd", "hard_distillation", "mse", "logit_mse", "binary_kd",
+     "binary_cross_entropy"}
+)  # fmt: skip
+"""Those that are functions of one batch's outputs alone."""
+
+Moments = dict[str, list[Tensor]]
+"""An optimizer's state, by its name, in the order of the parameters."""
+Rule = Callable[[dict[str, Any], list[Tensor], list[Tensor], Moments, Tensor, Tensor], None]
+
+
+def compiled_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | None":
+    """What makes the stage's steps, where it is long and small enough and nothing happens beside the graph.
+
+    Left out are steps that draw (dropout), keep statistics (batch normalisation), clip gradients, train a rival or a
+    term's own parameters, or change from epoch to epoch (a temperature's schedule).
+    """
+    least, size = job.choices.compile_from, stage.train.batch_size
+    if least is None or stage.role == "teacher" or stage.train.epochs * job.steps_per_epoch(stage) < least:
+        return None
+    modules = list(training.model.modules())
+    drawn = any(isinstance(each, (Dropout, nn.Dropout)) and each.p > 0 for each in modules)
+    recurrent = any(isinstance(each, nn.RNNBase) for each in modules)
+    scheduled = any(isinstance(each, Temperature) and each.temperature_schedule is not None for each in stage.losses)
+    stateful = next(training.model.buffers(), None) is not None or next(training.terms.parameters(), None) is not None
+    if (
+        not {loss.type for loss in stage.losses} <= LOSSES
+        or drawn or recurrent or scheduled or stateful
+        or type(training.optimizer) not in RULES
+        or stage.train.gradient_clip is not None
+        or job.choices.precision != "float32"
+        or (least and job.plan.student.flops * size >= SMALL_FLOPS)
+    ):  # fmt: skip
+        return None
+    return CompiledStep(training, size, job.reporter, job.places)
+
+
+class CompiledStep:
+    """Makes the steps of a stage; the first one takes as long as compiling does.
+
+    It works on the very tensors of the model and its optimizer, so that checkpoints know nothing of it.
+    """
+
+    def __init__(
+        self, training: Training, size: int, reporter: Reporter, places: Places, backend: str = "inductor"
+    ) -> None:
+        """
+        Args:
+            size: samples of a step; a step of fewer is left to the loop.
+            places: where there is a cache, what the compiler made is kept in it for later jobs.
+        """
+        self._size, self._reporter, self._places = size, reporter, places
+        self._is_made, self._failed = False, False
+        self._model = _AllViews(training.model)
+        self._terms = [cast(Term, term) for term in training.terms]
+        self._group = training.optimizer.param_groups[0]
+        named = dict(self._model.named_parameters())
+        self._names = list(named)
+        self._parameters = [each.detach() for each in named.values()]
+        self._moments, self._counts = _state(training.optimizer, list(named.values()))
+        self._rule = RULES[type(training.optimizer)]
+        import torch._dynamo  # takes a second, and most jobs do without
+
+        torch._dynamo.reset()  # what earlier stages compiled is not needed, and counts against a limit
+        self._made = torch.compile(self._step, fullgraph=True, dynamic=False, backend=backend)
+
+    def __call__(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor] | None:
+        """Make one step.
+
+        Args:
+            seen: the batch; it has no views of the student yet.
+            weights: of each term.
+            rate: the learning rate.
+
+        Returns:
+            Each term's raw loss, and the loss; none for a step that is left to the loop: nothing has changed then.
+        """
+        if self._failed or len(seen.indices) != self._size:
+            return None
+        taught: list[Views] = [dict(each) for each in seen.teachers]
+        at = torch.tensor(rate, dtype=torch.float64)
+        state = (self._parameters, self._moments, self._counts[0] + 1)
+        with torch.no_grad(), nullcontext() if self._is_made else _compiler(self._places):
+            try:
+                values = self._made(*state, torch.tensor(weights), at, seen.inputs, seen.labels, seen.indices, taught)
+            except Exception as error:
+                if self._is_made or is_memory_error(error):
+                    raise
+                self._failed = True
+                said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+                self._reporter.event("not_compiled", {"reason": said})
+                return None
+        self._is_made = True
+        torch._foreach_add_(self._counts, 1)
+        return list(values.unbind())
+
+    def _step(
+        self, parameters: list[Tensor], moments: Moments, count: Tensor, weights: Tensor, rate: Tensor,
+        inputs: Tensor, labels: Tensor | None, indices: Tensor, teachers: list[Views],
+    ) -> Tensor:  # fmt: skip
+        def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            views = functional_call(self._model, dict(named), (inputs,))
+            seen = Batch({name: view.float() for name, view in views.items()}, teachers, labels, indices, inputs)
+            raw = torch.stack([term(seen) for term in self._terms])
+            total = (weights * raw).sum()
+            return total, torch.cat([raw, total[None]]).detach()
+
+        found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
+        self._rule(self._group, parameters, [found[name] for name in self._names], moments, count, rate)
+        return cast(Tensor, values)
+
+
+@contextmanager
+def _compiler(places: Places) -> Iterator[None]:
+    """While the compiler runs: in this process alone, and with its cache in the job's, where there is one."""
+    from torch._inductor import config
+
+    name, before, lock = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR"), None
+    if places.cache is not None:
+        folder, lock = cached(places.cache, f"compiled-{torch.__version__}", lambda _: None, places.cache_bytes)
+        os.environ[name] = str(folder)
+    try:
+        with config.patch(compile_threads=1):
+            yield
+    finally:
+        if lock is not None:
+            lock.close()
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
+
+
+class _AllViews(nn.Module):
+    """A network that answers with all its views when it is called."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return self.network.views(inputs)
+
+
+def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> tuple[Moments, list[Tensor]]:
+    """The optimizer's tensors, made as its first step would make them where there was none, and its counts."""
+    names = ["exp_avg", "exp_avg_sq"] if "betas" in optimizer.param_groups[0] else ["momentum_buffer"]
+    for each in parameters:
+        state = optimizer.state[each]
+        if not state:
+            state.update({name: torch.zeros_like(each) for name in names})
+            if "betas" in optimizer.param_groups[0]:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+    counts = [optimizer.state[each].get("step", torch.zeros(())) for each in parameters]
+    return {name: [optimizer.state[each][name] for each in parameters] for name in names}, counts
+
+
+def _adam(
+    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, count: Tensor,
+    rate: Tensor,
+) -> None:  # fmt: skip
+    (beta1, beta2), decay, decoupled = group["betas"], group["weight_decay"], group["decoupled_weight_decay"]
+    size = rate / (1 - beta1 ** count.double())
+    root = (1 - beta2 ** count.double()).sqrt()
+    for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        mean, square = moments["exp_avg"][place], moments["exp_avg_sq"][place]
+        if decay and decoupled:
+            parameter.mul_((1 - rate * decay).to(parameter.dtype))
+        elif decay:
+            gradient = gradient + decay * parameter
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        below = square.sqrt() / root.to(square.dtype) + group["eps"]
+        parameter.sub_(size.to(mean.dtype) * mean / below)
+
+
+def _sgd(
+    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, count: Tensor,
+    rate: Tensor,
+) -> None:  # fmt: skip
+    momentum, decay = group["momentum"], group["weight_decay"]
+    for parameter, gradient, buffer in zip(parameters, gradients, moments["momentum_buffer"], strict=True):
+        if decay:
+            gradient = gradient + decay * parameter
+        if momentum:
+            buffer.mul_(momentum).add_(gradient)
+            gradient = gradient + momentum * buffer if group["nesterov"] else buffer
+        parameter.sub_(rate.to(parameter.dtype) * gradient)
+
+
+RULES: dict[type, Rule] = {torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.SGD: _sgd}
+"""What the optimizers of `kdcore/optim.py` do in a step."""

@@ -1,0 +1,26 @@
+"""How a job is computed, where its machine may choose."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kdcore.config import Config
+
+Threads = Annotated[int, Field(ge=1, le=1024)]
+
+
+class TuningConfig(Config):
+    """How the job is computed on a CPU, never what: `auto` is what is fastest here, and the job's `choices` say what
+    it was; the other value leaves that way out."""
+
+    threads: Literal["auto"] | Threads = "auto"
+    """`auto`: as many as some steps of the largest network are faster by."""
+    products: Literal["auto", "highest"] = "auto"
+    """Float32 matrix products by the faster of two libraries, where it is as exact; `highest`: torch's usual one."""
+    masks: Literal["auto", "torch"] = "auto"
+    """Dropout's masks cut from random words; `torch`: drawn one by one."""
+    layout: Literal["auto", "channels_first"] = "auto"
+    """Maps of networks in memory pixel by pixel; `channels_first`: channel by channel."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """A step of the student as one compiled graph, where nothing happens in it that a graph cannot hold and the stage
+    is so long that it pays for the compiler; `always`: of every such stage, however short."""

@@ -1,0 +1,67 @@
+"""The service's benchmarks in small: their numbers mean nothing here, their checks do.
+
+`DISTILLERY_TEST_THOROUGH=1` runs whole jobs as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 280.0
+THOROUGH = os.environ.get("DISTILLERY_TEST_THOROUGH") == "1"
+
+
+def run(tmp_path: Path, script: str, *arguments: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments, "--out", str(out)],
+        env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert found["command"].startswith(f"python benchmarks/{script}")
+    assert {"cpu", "cores", "load_at_end"} <= set(found["machine"])
+    assert found["versions"]["python"]
+    assert not list(tmp_path.glob("distillery-*")), "the script left its files"
+    return found
+
+
+def test_imports(tmp_path: Path) -> None:
+    rows = run(tmp_path, "imports.py", "--rounds", "1")["rows"]
+    assert rows["import distillery"]["target"] == 0.1
+    assert all(row["cpu_seconds"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("form", ["sqlite", "postgresql"])
+def test_queries(request: pytest.FixtureRequest, form: str, tmp_path: Path) -> None:
+    if form == "postgresql":
+        request.getfixturevalue("servers")
+    found = run(tmp_path, "queries.py", "--form", form, "--jobs", "2000", "--points", "10000", "--asks", "2")
+    rows = found["forms"][form]["milliseconds"]
+    assert rows["1,000 points of one job"]["count"] == 2
+    assert all(row["p50"] > 0 for row in rows.values())
+
+
+def test_the_rate_of_the_api(tmp_path: Path) -> None:
+    short = ["--rounds", "1", "--seconds", "0.3", "--clients", "2", "--crowd", "5", "--crowd-seconds", "1"]
+    rows = run(tmp_path, "api_rate.py", "--form", "embedded", *short)["forms"]["embedded"]
+    assert rows["empty"]["share_of_empty"] == 1
+    assert all(row["per_second"] > 0 and row["crowd_ms"]["count"] > 0 for row in rows.values())
+
+
+@pytest.mark.skipif(not THOROUGH, reason="DISTILLERY_TEST_THOROUGH=1 runs it")
+def test_whole_jobs(tmp_path: Path) -> None:
+    short = ["--rounds", "1", "--jobs", "1", "--epochs", "2"]
+    found = run(tmp_path, "service.py", "--form", "embedded", *short)["forms"]["embedded"]
+    assert found["same_student"]
+    assert found["warm_seconds"]["median"] > 0

@@ -1,0 +1,158 @@
+"""Compiled steps: the loop's own within rounding, resumed to the same bytes, and left out where they cannot be."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from kdcore import choices as module
+from kdcore.choices import can_compile
+from kdcore.compiled import LOSSES, CompiledStep
+from kdcore.data import Places
+from kdcore.losses import Batch, Context, LossConfig
+from kdcore.models import MLPConfig
+from kdcore.optim import AdamConfig, AdamWConfig, SGDConfig
+from kdcore.reporter import Interrupted, RecordingReporter
+from kdcore.spec import parse_spec
+from kdcore.state import Training
+from kdcore.train import make_step
+
+ADAM = AdamConfig(lr=0.01)
+OPTIMIZERS = [
+    AdamConfig(weight_decay=0.1),
+    AdamWConfig(lr=0.01, betas=(0.8, 0.9), eps=1e-3),
+    SGDConfig(momentum=0, weight_decay=0),
+    SGDConfig(momentum=0.9, weight_decay=0.1),
+    SGDConfig(momentum=0.9, nesterov=True),
+]
+SPEC: dict[str, Any] = {
+    "data": {"type": "digits", "validation": 100},
+    "teachers": [{"model": {"type": "mlp", "hidden": [32]}, "train": {"epochs": 1}}],
+    "student": {"model": {"type": "mlp", "hidden": [8]}},
+    "stages": [{"epochs": 2, "batch_size": 48, "losses": [{"type": "cross_entropy", "weight": 0.5}, {"type": "kd"}]}],
+    "tuning": {"compile": "always"},
+}
+"""1,337 training samples: each epoch's last batch is of 41."""
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="there is no C++ compiler")
+
+
+class Loop:
+    """What `make_step` reads of a job."""
+
+    @staticmethod
+    def autocast() -> Any:
+        return torch.autocast("cpu", enabled=False)
+
+
+def steps(kind: str, config: Any, compiled: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Twelve steps on random numbers: the weights they leave, and each step's values."""
+    task = {"mse": "regression", "logit_mse": "regression"}.get(kind, "classification")
+    task = "multi_label" if kind.startswith("binary") else task
+    torch.manual_seed(0)
+    model = MLPConfig(hidden=[6]).build((4,), 3)
+    shapes = {"hidden_1": (6,), "logits": (3,)}
+    context = Context(student=shapes, teachers=[shapes], classes=3, task=task)  # type: ignore[arg-type]
+    losses: list[LossConfig] = [TypeAdapter(LossConfig).validate_python({"type": kind}) for _ in range(2)]
+    terms = torch.nn.ModuleList(loss.build(context) for loss in losses)
+    training = Training(model, terms, config.build(model.parameters()), torch.device("cpu"))
+    if compiled:
+        places = Places(Path(), download=False)
+        training.compiled = CompiledStep(training, 8, RecordingReporter(), places, backend="eager")
+    found = []
+    for step in range(12):
+        inputs, said = torch.randn(8, 4), torch.randn(8, 3) * 3
+        labels = torch.randint(3, (8,)) if task == "classification" else torch.rand(8, 3).round()
+        seen = Batch({}, [{"logits": said}], labels, torch.arange(8), inputs, step / 4)
+        weights, rate = [0.3, 0.1 * step], 0.01 / (1 + step)
+        values = training.compiled(seen, weights, rate) if training.compiled is not None else None
+        assert (values is None) is not compiled
+        values = values or make_step(Loop(), training, seen, weights, rate, None)  # type: ignore[arg-type]
+        found.append(torch.stack(values).detach())
+    return {**model.state_dict(), **_state(training)}, torch.stack(found)
+
+
+def _state(training: Training) -> dict[str, Tensor]:
+    states = training.optimizer.state_dict()["state"]
+    return {f"{at}/{name}": value for at, state in states.items() for name, value in state.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [*((kind, ADAM) for kind in sorted(LOSSES)), *(("kd", config) for config in OPTIMIZERS)],
+    ids=lambda value: value if isinstance(value, str) else value.type,
+)
+def test_the_same_steps_as_the_loop(kind: str, config: Any) -> None:
+    (found, values), (wanted, own) = steps(kind, config, True), steps(kind, config, False)
+    assert torch.allclose(values, own, rtol=1e-5, atol=1e-6)
+    for name in wanted:
+        if config.type == "sgd" and config.momentum == 0 and name.endswith("momentum_buffer"):
+            continue
+        assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6), name
+
+
+@needs_compiler
+def test_a_job_learns_alike_and_resumes_to_the_same_bytes(light: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    whole, reporter = light(SPEC, cache=cache)
+    assert "not_compiled" not in dict(reporter.events)
+    assert any(path.is_file() for path in cache.glob("compiled-*/**/*")), "what was compiled is not kept"
+    plain, again = light(SPEC | {"tuning": {"compile": "never"}}, cache=cache)
+    assert plain["digests"]["teacher-1"] == whole["digests"]["teacher-1"]
+    for name, weights in plain["models"].items():
+        for key, value in weights.items():
+            assert torch.allclose(value, whole["models"][name][key], rtol=1e-3, atol=1e-5), (name, key)
+
+    stopped = RecordingReporter(request="drain", request_at=again.polls - 15)  # in the last epoch
+    with pytest.raises(Interrupted):
+        light(SPEC, reporter=stopped, cache=cache)
+    assert stopped.checkpoints[-1].stage == "distill-1"
+    left, _ = light(SPEC, resume=stopped.checkpoints[-1].path, cache=cache)
+    assert left["digests"] == whole["digests"]
+
+
+def test_without_a_compiler_the_loop_makes_the_steps(
+    light: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("CXX", "/bin/no-such-compiler")
+    spec = parse_spec(SPEC)
+    eager, _ = light(spec)
+    monkeypatch.setattr(module, "can_compile", lambda: True)  # as on the machine where the job was begun
+    with config.patch({"cpp.cxx": (None, "/bin/no-such-compiler")}):
+        found, reporter = light(spec, cache=tmp_path / "cache")
+    assert [type for type, _ in reporter.events].count("not_compiled") == 2  # the baseline's stage, the student's
+    assert "reason" in dict(reporter.events)["not_compiled"]
+    assert found["digests"] == eager["digests"]
+
+
+LEFT_OUT = {
+    "short": {"tuning": {"compile": "auto"}},
+    "bf16": {"precision": "bf16"},
+    "dropout": {"student": {"model": {"type": "mlp", "hidden": [8], "dropout": 0.1}}},
+    "statistics": {"student": {"model": {"type": "cnn", "channels": [4], "batch_norm": True}}},
+    "clipping": {"stages": [SPEC["stages"][0] | {"gradient_clip": 1.0}]},
+    "schedule": {
+        "stages": [
+            SPEC["stages"][0]
+            | {"losses": [{"type": "kd", "temperature_schedule": {"type": "per_epoch", "factors": [1, 2]}}]}
+        ]
+    },
+    "parameters": {"stages": [SPEC["stages"][0] | {"losses": [{"type": "simkd"}]}]},
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_is_not_compiled(light: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    made: list[CompiledStep] = []
+    monkeypatch.setattr(CompiledStep, "__init__", lambda self, *_: made.append(self))
+    monkeypatch.setattr(CompiledStep, "__call__", lambda *_: None)
+    document = copy.deepcopy(SPEC) | {"baseline": False}
+    light(document)
+    assert len(made) == (1 if can_compile() else 0)
+    light(document | LEFT_OUT[what])
+    assert len(made) == (1 if can_compile() else 0)
