@@ -6,8 +6,10 @@ import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MIB = 2**20
 TRAINING = 1.5
@@ -108,10 +110,12 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak(device: torch.device) -> int:
+def peak(device: "torch.device") -> int:
     """The most bytes that this process has held so far: of the GPU's memory, as torch gave them out; on a CPU of the
     machine's, torch and all libraries included."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
