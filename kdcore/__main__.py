@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import kdcore.environment  # noqa: F401 - before torch
 from kdcore.checkpoint import saved_spec
 from kdcore.choices import cpu_name
 from kdcore.config import SpecError, dotted

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kdcore.data import Dataset
+from kdcore.data import Dataset, rows_at
 from kdcore.inputs import Reader, unit
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
 FLOAT = 4
-AT_ONCE = 4 * 2**20
+AT_ONCE = 2 * 2**20
 """Bytes of samples that are gathered at once, at most, unless one batch is larger: they stay in a CPU's cache."""
 
 
@@ -52,8 +52,8 @@ def batches(
     together = max(1, AT_ONCE // (sample * size)) * size if change is None else size
     for start in range(0, len(order), together):
         some = order[start : start + together]
-        inputs = unit(stored[some], data.scale)
+        inputs = unit(rows_at(stored, some), data.scale)
         if change is not None:
             inputs = change(inputs, some)
-        found = (some, inputs, reader(inputs), labels[some])
+        found = (some, inputs, reader(inputs), rows_at(labels, some))
         yield from map(Drawn, *(each.split(size) for each in found))

@@ -25,6 +25,7 @@ from kdcore.models.dropout import Dropout
 from kdcore.reporter import Reporter
 from kdcore.stages import Stage
 from kdcore.state import Training
+from kdcore.update import counts
 from kdcore.uploads.cache import cached
 
 LOSSES = frozenset(
@@ -120,7 +121,7 @@ class CompiledStep:
                 self._reporter.event("not_compiled", {"reason": said})
                 return None
         self._is_made = True
-        torch._foreach_add_(self._counts, 1)
+        self._counts.add_(1)
         return list(values.unbind())
 
     def _step(
@@ -170,17 +171,18 @@ class _AllViews(nn.Module):
         return self.network.views(inputs)
 
 
-def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> tuple[Moments, list[Tensor]]:
-    """The optimizer's tensors, made as its first step would make them where there was none, and its counts."""
-    names = ["exp_avg", "exp_avg_sq"] if "betas" in optimizer.param_groups[0] else ["momentum_buffer"]
+def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> tuple[Moments, Tensor]:
+    """The optimizer's tensors, made as its first step would make them where there was none, and its counts: (P,)."""
+    counting = "betas" in optimizer.param_groups[0]
+    names = ["exp_avg", "exp_avg_sq"] if counting else ["momentum_buffer"]
     for each in parameters:
         state = optimizer.state[each]
         if not state:
             state.update({name: torch.zeros_like(each) for name in names})
-            if "betas" in optimizer.param_groups[0]:
+            if counting:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-    counts = [optimizer.state[each].get("step", torch.zeros(())) for each in parameters]
-    return {name: [optimizer.state[each][name] for each in parameters] for name in names}, counts
+    states = [optimizer.state[each] for each in parameters]
+    return {name: [state[name] for state in states] for name in names}, counts(states) if counting else torch.zeros(1)
 
 
 def _adam(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.augment import Draws, augment
-from kdcore.data import Dataset, StoredRows
+from kdcore.data import Dataset, StoredRows, rows_at
 from kdcore.evaluate import BATCH
 from kdcore.inputs import Reader, unit
 from kdcore.losses import LossConfig, Shapes, Term, Views
@@ -105,8 +105,8 @@ class Targets:
 
     def _row(self, place: int, name: str, batch: Tensor, version: int) -> Tensor:
         if (place, name) in self.given:
-            return self.given[place, name][batch]
-        return self.kept[place, name][batch + version * self.samples]
+            return rows_at(self.given[place, name], batch)
+        return rows_at(self.kept[place, name], batch + version * self.samples if version else batch)
 
     def check(self) -> None:
         """Nothing has woken a teacher."""

@@ -1,5 +1,6 @@
 """How many CPU threads a job's steps are worth here: some of them are made, on numbers drawn at random."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from kdcore.update import Update
 
 MEASURED = (50_000_000, 5_000_000_000)
 """Forward FLOPs of a batch between which it is worth a try. With fewer, one thread is best; more take too long."""
-WORTH = 1.5
-"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.4 times on two idle cores, and
-loses more than half beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
+WORTH = 1.3
+"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and
+takes 1.7 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
 ROUNDS = 3
+ROUND_SECONDS = 0.02
+"""Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""
 
 
 def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Choices:
@@ -55,17 +58,25 @@ def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Map
     taken: dict[int, list[float]] = {count: [] for count in counts}
     apply(choices)
     with torch.random.fork_rng([]):
-        step = _step(spec, plan, choices)
-        for _ in range(ROUNDS + 1):
+        step = training_step(spec, plan, choices)
+        step()  # what only the very first one does
+        for _ in range(ROUNDS):
             for count in counts:
                 torch.set_num_threads(count)
-                began = time.perf_counter()
-                step()
-                taken[count].append(time.perf_counter() - began)
-    return {count: statistics.median(each[1:]) for count, each in taken.items()}  # the first one warms up
+                steps = math.ceil(ROUND_SECONDS / seconds_of(step, 1))
+                taken[count].append(seconds_of(step, steps))
+    return {count: statistics.median(each) for count, each in taken.items()}
 
 
-def _step(spec: JobSpec, plan: Plan, choices: Choices) -> Callable[[], None]:
+def seconds_of(step: Callable[[], None], steps: int) -> float:
+    """Of one of so many steps in a row, the mean."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - began) / steps
+
+
+def training_step(spec: JobSpec, plan: Plan, choices: Choices) -> Callable[[], None]:
     """With its update where the network is trained; of a given one the forward pass."""
     sizes = [each.flops for each in (*plan.teachers, plan.student)]
     place = sizes.index(max(sizes))

@@ -52,16 +52,28 @@ def direct(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter])
     return build(optimizer.param_groups[0], list(parameters), [optimizer.state[each] for each in parameters])
 
 
+def counts(states: Sequence[dict[str, Any]]) -> Tensor:
+    """(P,) the steps that Adam has made with each of P parameters, of which every `state["step"]` becomes a view: one
+    addition counts for all of them. Where they are views of one such tensor already, that is it."""
+    together: Tensor | None = states[0]["step"]._base
+    if together is None or len(together) != len(states) or any(each["step"]._base is not together for each in states):
+        together = torch.stack([each["step"] for each in states])
+        for each, count in zip(states, together.unbind(), strict=True):
+            each["step"] = count
+    return together
+
+
 def _adam(group: dict[str, Any], parameters: list[Tensor], states: list[Any]) -> Direct:
     kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-    steps = [state["step"] for state in states]
+    steps = counts(states)
+    each = [state["step"] for state in states]
     fixed = {name: group[name] for name in ("weight_decay", "eps", "amsgrad", "maximize")}
     fixed["beta1"], fixed["beta2"] = group["betas"]
 
     def update(gradients: list[Tensor]) -> None:
-        torch._foreach_add_(steps, 1)
-        kernel(parameters, gradients, means, squares, [], steps, lr=group["lr"], **fixed)
+        steps.add_(1)
+        kernel(parameters, gradients, means, squares, [], each, lr=group["lr"], **fixed)
 
     return update
 

@@ -29,6 +29,7 @@ def main() -> None:
     from worker.wire import Inbox
 
     inbox = Inbox()
+    import kdcore.environment  # noqa: F401 - before torch
     import worker.attempt  # torch and the whole of kdcore
     from storage.errors import StaleAttemptError
 

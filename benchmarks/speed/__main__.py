@@ -24,6 +24,7 @@ from benchmarks.speed.cifar import CIFAR_CASES
 from benchmarks.speed.mnist import MNIST_CASES
 from benchmarks.speed.text import TEXT_CASES
 from kdcore import train
+from kdcore.environment import SPINS
 from kdcore.reporter import RecordingReporter
 from kdcore.spec import parse_spec
 
@@ -98,6 +99,8 @@ def run_apart(name: str, arm: str, options: argparse.Namespace) -> dict[str, Any
     command += ["--data", str(options.data), "--work", str(options.work)]
     path = [str(options.torchdistill)] if options.torchdistill is not None else []
     given = {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    if arm.startswith("ours"):
+        given |= {"GOMP_SPINCOUNT": SPINS}  # as a training process has it
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=ARM_SECONDS, env=os.environ | given, check=False
     )

@@ -13,7 +13,7 @@ from kdcore.data.fashion_mnist import FashionMNISTConfig
 from kdcore.data.image_folder import ImageFolderConfig
 from kdcore.data.mnist import MNISTConfig
 from kdcore.data.sst2 import SST2Config
-from kdcore.data.stored import StoredRows
+from kdcore.data.stored import StoredRows, rows_at
 from kdcore.data.synthetic import SyntheticConfig
 from kdcore.data.tokenizer import TokenizerConfig
 from kdcore.data.upload import UploadConfig
@@ -75,4 +75,5 @@ __all__ = [
     "VIEWS",
     "ViewConfig",
     "ViewError",
+    "rows_at",
 ]

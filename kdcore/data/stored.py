@@ -14,6 +14,12 @@ FORGET = 8 * 2**20
 """Bytes read before the pages that were touched are handed back; the system keeps them as long as it has room."""
 
 
+def rows_at(rows: "Tensor | StoredRows", places: Tensor) -> Tensor:
+    """(B,) places -> (B, …), copies. Of a tensor by `index_select`, which copies row by row: of bytes that is twenty
+    times as fast as an index in brackets."""
+    return rows.index_select(0, places) if isinstance(rows, Tensor) else rows[places]
+
+
 class StoredRows:
     """Rows of a `.npy` file, (N, …), indexed like a tensor; what comes back is a copy on `device`.
 

@@ -21,8 +21,10 @@ class Dropout(nn.Dropout):
     """Of this process, as the running job has chosen (`Choices.masks`)."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is torch's
+        if not self.training or self.p == 0:
+            return input
         dropped = round(self.p * LEVELS)
-        if not (self.by_words and self.training and input.device.type == "cpu" and 0 < dropped < LEVELS):
+        if not (self.by_words and input.device.type == "cpu" and 0 < dropped < LEVELS):
             return super().forward(input)
         words = torch.empty(-(-input.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: input.numel()].view(input.shape)  # uniform in [-2^15, 2^15)

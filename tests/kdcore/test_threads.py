@@ -38,7 +38,7 @@ def job(text: str, cores: int = 8) -> tuple[JobSpec, Plan, Choices]:
     ("seconds", "best"),
     [
         ({1: 1.0, 2: 0.6, 4: 0.3, 8: 0.29}, 4),
-        ({1: 1.0, 2: 0.7, 4: 0.2}, 1),  # not worth the first step
+        ({1: 1.0, 2: 0.8, 4: 0.2}, 1),  # not worth the first step
         ({1: 1.0, 2: 9.0}, 1),  # beside a busy neighbour
         ({1: 1.0, 2: 0.6}, 2),
     ],

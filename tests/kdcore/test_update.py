@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.optim import AdamConfig, AdamWConfig, SGDConfig
-from kdcore.update import Update
+from kdcore.update import Update, counts
 
 OPTIMIZERS = [
     SGDConfig(lr=0.1),
@@ -69,3 +69,21 @@ def test_another_optimizer_is_called_itself() -> None:
         update.make(0.01)
     assert optimizer.param_groups[0]["lr"] == 0.01
     assert (weight < 1).all()
+
+
+def test_one_addition_counts_for_every_parameter() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    optimizer = AdamConfig().build(net.parameters())
+    update = Update(optimizer)
+    for _ in range(4):
+        update.forget_gradients()
+        net(torch.randn(8, 5)).sum().backward()
+        update.make(0.1)
+    states = [optimizer.state[each] for each in net.parameters()]
+    assert len({state["step"]._base.data_ptr() for state in states}) == 1
+    assert [float(state["step"]) for state in states] == [4] * 4
+    together = counts(states)
+    assert counts(states) is together
+    assert len(counts(states[:2])) == 2, "those of fewer parameters are counted apart"
+    assert counts(states[2:]) is not together
