@@ -30,6 +30,9 @@ PRODUCTS = ((32, 784, 1200), (256, 512, 256), (64, 64, 10))
 SMALL_FLOPS = 4_000_000
 """Forward FLOPs of a batch below which a network's products are faster by MKL. oneDNN takes 20 to 45 µs to begin one,
 forward and backward; its products are as fast at 2e6 FLOPs each, and twice as fast above 1e7, on one thread."""
+ONE_THREAD_FLOPS = 50_000_000
+"""Forward FLOPs of a batch below which one thread is best: threads that wait for each other at every operation cost a
+small network more than they compute. 784-20-20-10 at batch 32 takes 1.2 times as long with two."""
 COMPILE_FROM = {"auto": 100_000, "always": 0, "never": None}
 """Steps of a stage that pay for compiling them; docs/decisions/compiled-steps.md has the figures."""
 LARGER_ERROR = 4.0
@@ -45,6 +48,8 @@ class Choices(Config, extra="ignore"):
     device: Literal["cpu", "cuda"]
     threads: int
     """Of torch on the CPU."""
+    one_thread_below: int = 0
+    """Forward FLOPs of a batch: steps whose largest network takes fewer are made by one thread."""
     precision: Literal["float32", "bf16"]
     deterministic: bool
     """Only algorithms that give the same result every time, where torch has them."""
@@ -88,6 +93,7 @@ def choose(
     return Choices(
         device=device,
         threads=(threads if tuning.threads == "auto" else tuning.threads) if cpu else 1,
+        one_thread_below=ONE_THREAD_FLOPS if cpu and tuning.threads == "auto" else 0,
         precision=spec.precision,
         deterministic=True,
         torch=torch.__version__,
@@ -130,15 +136,19 @@ def apply(choices: Choices) -> None:
 
 
 @contextmanager
-def step_products(choices: Choices, flops: int) -> Iterator[None]:
-    """While steps are made whose largest network takes so many forward FLOPs for a batch: the products that suit it."""
-    before = torch.get_float32_matmul_precision()
+def steps_of(choices: Choices, flops: int) -> Iterator[None]:
+    """While steps are made whose largest network takes so many forward FLOPs for a batch: the threads and products that
+    suit it."""
+    products, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     if choices.products == "by_size" and flops < SMALL_FLOPS:
         torch.set_float32_matmul_precision("highest")
+    if flops < choices.one_thread_below:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdcore.choices import Choices, device_room, step_products
+from kdcore.choices import Choices, device_room, steps_of
 from kdcore.data import Dataset, Places, Split, StoredRows
 from kdcore.evaluate import predict
 from kdcore.initial import beginning
@@ -201,13 +201,13 @@ class Job:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def products(self, stage: Stage, targets: Targets) -> AbstractContextManager[None]:
-        """The products of the stage's steps, by the largest network that they run."""
+    def steps(self, stage: Stage, targets: Targets) -> AbstractContextManager[None]:
+        """The threads and products of the stage's steps, by the largest network that they run."""
         trained = self.plan.teachers[stage.index] if stage.role == "teacher" else self.plan.student
         asked = [self.plan.teachers[place] for place in targets.teachers]
         beside = self.plan.stages[self.stages.index(stage)].losses
         largest = max(*(each.flops for each in (trained, *asked)), *(term.flops for term in beside))
-        return step_products(self.choices, largest * stage.train.batch_size)
+        return steps_of(self.choices, largest * stage.train.batch_size)
 
     def predict(self, network: Network, split: str, reader: Reader) -> Tensor:
         """Logits of the validation or the test split, (N, C) on the CPU; answers requests between batches."""

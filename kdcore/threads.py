@@ -8,14 +8,14 @@ from contextlib import nullcontext
 
 import torch
 
-from kdcore.choices import Choices, apply, largest_work
+from kdcore.choices import ONE_THREAD_FLOPS, Choices, apply, largest_work
 from kdcore.errors import is_memory_error
 from kdcore.inputs import Reader, example_inputs
 from kdcore.plan import Plan
 from kdcore.spec import JobSpec
 from kdcore.update import Update
 
-MEASURED = (50_000_000, 5_000_000_000)
+MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
 """Forward FLOPs of a batch between which it is worth a try. With fewer, one thread is best; more take too long."""
 WORTH = 1.3
 """Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and

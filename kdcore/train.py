@@ -139,7 +139,7 @@ def train_stage(job: Job, stage: Stage, points: int, out: Path) -> None:
         targets = stage_targets(job, stage, training.terms)
         with profiled(job, stage, training, targets, out):
             while state.epoch < config.epochs and not out_of_patience(job, stage):
-                with job.products(stage, targets):
+                with job.steps(stage, targets):
                     train_epoch(job, stage, training, targets, recorder)
                 recorder.flush()
                 end_epoch(job, stage, training)

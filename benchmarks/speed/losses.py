@@ -106,7 +106,7 @@ def epochs(spec: JobSpec, data: Path, folder: Path, weights: Path) -> Callable[[
 
     def epoch() -> float:
         began = time.perf_counter()
-        with job.products(stage, targets):
+        with job.steps(stage, targets):
             train.train_epoch(job, stage, training, targets, recorder)
         recorder.flush()
         job.state.epoch += 1

@@ -160,7 +160,7 @@ def epochs(spec: JobSpec, choices: Choices, data: Path, weights: Path) -> Callab
             add(*given)
             times.append(time.perf_counter())
 
-        with patch.object(recorder, "add", noted), job.products(stage, targets):
+        with patch.object(recorder, "add", noted), job.steps(stage, targets):
             train.train_epoch(job, stage, training, targets, recorder)
         recorder.flush()
         job.state.epoch += 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcore import choices as module
-from kdcore.choices import Choices, apply, can_compile, choose, cpu_name, is_exact
+from kdcore.choices import ONE_THREAD_FLOPS, Choices, apply, can_compile, choose, cpu_name, is_exact, steps_of
 from kdcore.opening import choose_here
 from kdcore.plan import make_plan
 from kdcore.recorder import Recorder
@@ -127,11 +127,11 @@ def test_looking_at_products_changes_nothing() -> None:
 
 
 def test_choices_of_an_earlier_version_are_slow_and_the_same() -> None:
-    earlier = Choices.model_validate(
-        chosen(TINY).model_dump(exclude={"products", "masks", "channels_last", "compile_from", "keep_bytes"})
-    )
+    later = {"products", "masks", "channels_last", "compile_from", "keep_bytes", "one_thread_below"}
+    earlier = Choices.model_validate(chosen(TINY).model_dump(exclude=later))
     plain = (earlier.products, earlier.masks, earlier.channels_last, earlier.compile_from, earlier.keep_bytes)
     assert plain == ("highest", "torch", False, None, 0)
+    assert earlier.one_thread_below == 0
 
 
 def test_maps_channel_by_channel_change_no_more_than_the_order_of_sums(light: Any, tiny: dict[str, Any]) -> None:
@@ -148,11 +148,23 @@ def test_maps_channel_by_channel_change_no_more_than_the_order_of_sums(light: An
             assert torch.allclose(value, found[False][name][key], rtol=1e-3, atol=1e-4), (name, key)
 
 
+def test_steps_of_small_networks_are_made_by_one_thread() -> None:
+    choices = chosen(TINY).model_copy(update={"threads": 3})
+    apply(choices)
+    for flops, threads in ((ONE_THREAD_FLOPS - 1, 1), (ONE_THREAD_FLOPS, 3)):
+        with steps_of(choices, flops):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3, "evaluations have all of them"
+    with steps_of(choices.model_copy(update={"one_thread_below": 0}), 1):
+        assert torch.get_num_threads() == 3
+
+
 def test_a_spec_switches_each_of_them_off() -> None:
     tuning = "tuning: {threads: 3, products: highest, masks: torch, layout: channels_first, compile: never}"
     plain = chosen(f"{{{tuning}, {TINY[1:]}")
     found = (plain.threads, plain.products, plain.masks, plain.channels_last, plain.compile_from)
     assert found == (3, "highest", "torch", False, None)
+    assert plain.one_thread_below == 0, "so many threads are so many in every step"
     fast = chosen(TINY)
     assert (fast.masks, fast.channels_last, fast.compile_from) == ("words", True, 100_000 if can_compile() else None)
     on_gpu = chosen(TINY, device="cuda")
