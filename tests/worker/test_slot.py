@@ -231,3 +231,17 @@ def until_logged(log: Path, content: str) -> None:
     while log.read_text() != content:
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.02)
+
+
+def test_what_a_spare_has_paid_a_job_need_not() -> None:
+    """The first plan of a process loads a part of torch, which takes it over a second."""
+    asked = (
+        "import sys, worker.attempt; from worker.training import _warm_up; from pathlib import Path;"
+        "from kdcore.data import Places; from kdcore.plan import make_plan; from kdcore.spec import parse_spec;"
+        "_warm_up(); before = set(sys.modules);"
+        "model = {'model': {'type': 'mlp', 'hidden': [7], 'dropout': 0.5}};"
+        "spec = parse_spec({'data': {'type': 'digits'}, 'teachers': [model], 'student': model});"
+        "make_plan(spec); spec.data.load(Places(Path())); print(sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
