@@ -32,7 +32,7 @@ SMALL_FLOPS = 4_000_000
 forward and backward; its products are as fast at 2e6 FLOPs each, and twice as fast above 1e7, on one thread."""
 ONE_THREAD_FLOPS = 50_000_000
 """Forward FLOPs of a batch below which one thread is best: threads that wait for each other at every operation cost a
-small network more than they compute. 784-20-20-10 at batch 32 takes 1.2 times as long with two."""
+small network more than they compute. 784-20-20-10 at batch 32 gains nothing from a second."""
 COMPILE_FROM = {"auto": 100_000, "always": 0, "never": None}
 """Steps of a stage that pay for compiling them; docs/decisions/compiled-steps.md has the figures."""
 LARGER_ERROR = 4.0

@@ -19,7 +19,7 @@ MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
 """Forward FLOPs of a batch between which it is worth a try. With fewer, one thread is best; more take too long."""
 WORTH = 1.3
 """Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and
-takes 1.7 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
+takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
 ROUNDS = 3
 ROUND_SECONDS = 0.02
 """Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""

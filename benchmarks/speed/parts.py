@@ -76,7 +76,7 @@ STUDENT: dict[str, Arm] = {
     "the optimizer's own step": ({}, optimizers_own_step),
     "one batch gathered at a time": ({}, lambda: patch("kdcore.batches.AT_ONCE", 0)),
     "losses read in every step": ({}, lambda: patch("kdcore.recorder.READ_STEPS", 1)),
-    "two threads": ({"threads": 2}, nullcontext),
+    "two threads": ({"threads": 2, "one_thread_below": 0}, nullcontext),
     "fresh memory filled": ({}, memory_filled),
     "one compiled graph": ({"compile_from": 0}, nullcontext),
 }
