@@ -15,8 +15,8 @@ FORGET = 8 * 2**20
 
 
 def rows_at(rows: "Tensor | StoredRows", places: Tensor) -> Tensor:
-    """(B,) places -> (B, …), copies. Of a tensor by `index_select`, which copies whole rows and is much faster for bytes
-    than an index in brackets."""
+    """(B,) places -> (B, …), copies. Of a tensor by `index_select`, which copies whole rows and is much faster for
+    bytes than an index in brackets."""
     return rows.index_select(0, places) if isinstance(rows, Tensor) else rows[places]
 
 
