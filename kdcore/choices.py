@@ -20,7 +20,7 @@ from kdcore.plan import Plan
 from kdcore.spec import JobSpec
 
 FLOPS_PER_THREAD = 500_000_000
-"""Forward FLOPs of a batch that make one more CPU thread worth its risk, where `kdcore/threads.py` does not measure."""
+"""Forward FLOPs of a batch that make one more CPU thread worth its risk, where `kdcore/trial.py` does not measure."""
 
 KEPT_SHARE = 0.5
 """Of the memory that a job leaves free, or of the room in the cache, for what its teachers said."""
@@ -60,7 +60,7 @@ class Choices(Config, extra="ignore"):
     products: Literal["highest", "medium", "by_size"] = "highest"
     """torch's float32 matmul precision. `medium` lets a CPU use oneDNN, twice as fast as MKL on some: chosen, and used,
     only where its products err no more than those of `highest`. `by_size` is `medium`, and `highest` in the steps of
-    small networks."""
+    small networks; where the largest network's steps were made both ways, it was chosen for being faster."""
     masks: Literal["torch", "words"] = "torch"
     """What dropout's masks are made of; `kdcore/models/dropout.py` says how of words."""
     channels_last: bool = False

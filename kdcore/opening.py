@@ -26,7 +26,7 @@ from kdcore.spec import spec_digest as digest_of
 from kdcore.stages import list_stages
 from kdcore.state import State, student_name, teacher_name
 from kdcore.teacher import load_weights, weights_file
-from kdcore.threads import measured
+from kdcore.trial import measured
 from kdcore.transfer import choose_samples
 
 

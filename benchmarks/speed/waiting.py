@@ -79,7 +79,7 @@ def milliseconds(rounds: int) -> dict[str, float]:
     from kdcore.choices import apply, choose, usable_cores
     from kdcore.plan import make_plan
     from kdcore.spec import parse_spec
-    from kdcore.threads import seconds_of, training_step
+    from kdcore.trial import seconds_of, training_step
 
     spec = parse_spec(W1)
     plan = make_plan(spec)

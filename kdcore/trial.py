@@ -1,10 +1,13 @@
-"""How many CPU threads a job's steps are worth here: some of them are made, on numbers drawn at random."""
+"""What a job's steps are worth here, where that cannot be known in advance: how many CPU threads, and which library's
+matrix products. Some steps are made, on numbers drawn at random."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import product
+from typing import Literal
 
 import torch
 
@@ -20,52 +23,79 @@ MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
 WORTH = 1.3
 """Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and
 takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
+WORTH_LEAVING = 1.1
+"""Times faster that MKL's products have to be than oneDNN's to be taken: less is chance, and jobs that choose alike
+share what they keep."""
 ROUNDS = 3
 ROUND_SECONDS = 0.02
 """Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""
 
+Products = Literal["highest", "medium"]
+"""torch's float32 matmul precision, as in `Choices.products`."""
+Way = tuple[int, Products]
+"""Threads and products."""
+
 
 def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Choices:
-    """The choices with as many threads as are worth it, where that is open and can be found out soon.
+    """The choices with as many threads as are worth it and the faster products, where that is open and can be found
+    out soon.
 
-    Leaves torch set up for these choices, as every job begins.
+    Leaves torch with the last way tried: whoever goes on applies the choices.
     """
     low, high = MEASURED
-    if (
-        not plan.stages
-        or choices.device != "cpu"
-        or cores < 2
-        or spec.tuning.threads != "auto"
-        or not low <= largest_work(plan) <= high
-    ):
+    counts, kinds = open_counts(spec, choices, cores), open_products(choices)
+    is_open = len(counts) > 1 or len(kinds) > 1
+    if not plan.stages or choices.device != "cpu" or not is_open or not low <= largest_work(plan) <= high:
         return choices
     try:
-        seconds, best = step_seconds(spec, plan, choices, cores), 1
+        seconds = step_seconds(spec, plan, choices, list(product(counts, kinds)))
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
         return choices  # the job will say what to do about it
-    for count in sorted(seconds)[1:]:
-        if seconds[best] < WORTH * seconds[count]:
+    faster = {count: faster_products({kind: seconds[count, kind] for kind in kinds}) for count in counts}
+    best = counts[0]
+    for count in counts[1:]:
+        if seconds[best, faster[best]] < WORTH * seconds[count, faster[count]]:
             break
         best = count
-    return choices.model_copy(update={"threads": best})
+    left = len(kinds) > 1 and faster[best] == "highest"
+    return choices.model_copy(update={"threads": best, **({"products": "highest"} if left else {})})
 
 
-def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Mapping[int, float]:
-    """Seconds of a step of the largest network with 1, 2, 4, … threads, in turn, the median of a few."""
-    counts = [count for count in (2**power for power in range(11)) if count <= cores]
-    taken: dict[int, list[float]] = {count: [] for count in counts}
+def open_counts(spec: JobSpec, choices: Choices, cores: int) -> list[int]:
+    """1, 2, 4, … up to the cores; the chosen number alone where the spec says it."""
+    if spec.tuning.threads != "auto":
+        return [choices.threads]
+    return [count for count in (2**power for power in range(11)) if count <= max(1, cores)]
+
+
+def open_products(choices: Choices) -> list[Products]:
+    """Of the largest network: both kinds where they are as exact."""
+    return ["medium", "highest"] if choices.products == "by_size" else ["highest"]
+
+
+def faster_products(seconds: Mapping[Products, float]) -> Products:
+    """oneDNN's where there is a choice, unless MKL's are worth leaving them."""
+    if "medium" in seconds and seconds["medium"] < WORTH_LEAVING * seconds["highest"]:
+        return "medium"
+    return "highest"
+
+
+def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, ways: Sequence[Way]) -> Mapping[Way, float]:
+    """Seconds of a step of the largest network in each of these ways, in turn, the median of a few."""
+    taken: dict[Way, list[float]] = {way: [] for way in ways}
     apply(choices)
     with torch.random.fork_rng([]):
         step = training_step(spec, plan, choices)
         step()  # what only the very first one does
         for _ in range(ROUNDS):
-            for count in counts:
-                torch.set_num_threads(count)
+            for threads, products in ways:
+                torch.set_num_threads(threads)
+                torch.set_float32_matmul_precision(products)
                 steps = math.ceil(ROUND_SECONDS / seconds_of(step, 1))
-                taken[count].append(seconds_of(step, steps))
-    return {count: statistics.median(each) for count, each in taken.items()}
+                taken[threads, products].append(seconds_of(step, steps))
+    return {way: statistics.median(each) for way, each in taken.items()}
 
 
 def seconds_of(step: Callable[[], None], steps: int) -> float:

@@ -1,0 +1,144 @@
+"""Threads and products are chosen by what steps with them take."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdcore import trial
+from kdcore.choices import Choices, choose
+from kdcore.plan import Plan, make_plan
+from kdcore.spec import JobSpec, parse_spec
+
+LARGE = (
+    "{data: {type: mnist}, teachers: [{model: {type: mlp, hidden: [1200, 1200], dropout: 0.5}}],"
+    " student: {model: {type: mlp, hidden: [8]}}}"
+)
+SMALL = "{data: {type: digits}, teachers: [{model: {type: mlp}}], student: {model: {type: mlp, hidden: [8]}}}"
+GIVEN = (
+    "{data: {type: cifar10}, precision: bf16, student: {model: {type: cnn, channels: [8]}},"
+    " teachers: [{model: {type: resnet, depth: 8}, weights: {file: t.safetensors}}], stages: [{batch_size: 4}]}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Any:
+    yield
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
+
+
+def job(text: str, cores: int = 8) -> tuple[JobSpec, Plan, Choices]:
+    spec = parse_spec(text)
+    plan = make_plan(spec)
+    return spec, plan, choose(spec, plan, device="cpu", cores=cores)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 1.0, 2: 0.6, 4: 0.3, 8: 0.29}, 4),
+        ({1: 1.0, 2: 0.8, 4: 0.2}, 1),  # not worth the first step
+        ({1: 1.0, 2: 9.0}, 1),  # beside a busy neighbour
+        ({1: 1.0, 2: 0.6}, 2),
+    ],
+)
+def test_twice_the_threads_have_to_be_worth_it(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int
+) -> None:
+    spec, plan, choices = job(LARGE)
+    both = {(count, kind): each for count, each in seconds.items() for kind in ("medium", "highest")}
+    monkeypatch.setattr(trial, "step_seconds", lambda *given: both)
+    assert trial.measured(spec, plan, choices, max(seconds)).threads == best
+
+
+def by_size(choices: Choices) -> Choices:
+    """As on a processor where oneDNN's products are as exact as MKL's."""
+    return choices.model_copy(update={"products": "by_size"})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads", "products"),
+    [
+        ({(1, "medium"): 1.0, (1, "highest"): 0.5, (2, "medium"): 0.9, (2, "highest"): 0.45}, 1, "highest"),
+        ({(1, "medium"): 0.5, (1, "highest"): 1.0, (2, "medium"): 0.3, (2, "highest"): 0.6}, 2, "by_size"),
+        ({(1, "medium"): 1.0, (1, "highest"): 0.95, (2, "medium"): 1.0, (2, "highest"): 1.0}, 1, "by_size"),  # chance
+        # Each number of threads with its own faster products.
+        ({(1, "medium"): 2.0, (1, "highest"): 1.0, (2, "medium"): 0.6, (2, "highest"): 1.0}, 2, "by_size"),
+        ({(1, "medium"): 1.0, (1, "highest"): 2.0, (2, "medium"): 2.0, (2, "highest"): 0.7}, 2, "highest"),
+    ],
+)
+def test_products_that_are_slower_here_are_left(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[trial.Way, float], threads: int, products: str
+) -> None:
+    """As with a text Transformer of width 128, where oneDNN takes twice as long as MKL on one processor."""
+    spec, plan, choices = job(LARGE, cores=2)
+    asked: list[Any] = []
+    monkeypatch.setattr(trial, "step_seconds", lambda *given: asked.append(given[3]) or seconds)
+    found = trial.measured(spec, plan, by_size(choices), 2)
+    assert (found.threads, found.products) == (threads, products)
+    assert sorted(asked[0]) == sorted(seconds)
+
+
+def test_products_are_tried_on_one_core_and_with_pinned_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan, choices = job(LARGE, cores=1)
+    monkeypatch.setattr(trial, "step_seconds", lambda *given: {way: float(way[1] == "medium") for way in given[3]})
+    assert trial.measured(spec, plan, by_size(choices), 1).products == "highest"
+    pinned = parse_spec({**spec.model_dump(mode="json"), "tuning": {"threads": 3}})
+    found = trial.measured(pinned, plan, by_size(choose(pinned, plan, device="cpu", cores=8)), 8)
+    assert (found.threads, found.products) == (3, "highest")
+
+
+def test_a_batch_of_one_is_left_to_the_loop() -> None:
+    """Batch normalisation refuses one sample, and the loop says what to do about it."""
+    text = (
+        "{data: {type: cifar10}, student: {model: {type: cnn, channels: [8]}}, stages: [{batch_size: 1}], teachers: ["
+    )
+    text += "{model: {type: resnet, form: imagenet, depth: 18}, train: {batch_size: 1, epochs: 1}}]}"
+    spec, plan, choices = job(text)
+    ways: list[trial.Way] = [(1, "highest"), (2, "highest")]
+    assert list(trial.step_seconds(spec, plan, choices, ways)) == ways
+
+
+def test_nothing_is_measured_where_the_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "step_seconds", None)  # would fail
+    spec, plan, choices = job(SMALL)
+    assert trial.measured(spec, plan, choices, 8).threads == 1
+    spec, plan, choices = job(LARGE)
+    choices = choices.model_copy(update={"products": "highest"})
+    assert trial.measured(spec, plan, choices, 1) == choices
+    assert trial.measured(spec, plan, choices.model_copy(update={"device": "cuda"}), 8).threads == choices.threads
+    pinned = parse_spec({**spec.model_dump(mode="json"), "tuning": {"threads": 3}})
+    three = choose(pinned, plan, device="cpu", cores=8).model_copy(update={"products": "highest"})
+    assert trial.measured(pinned, plan, three, 8) == three
+
+
+def test_too_little_memory_to_try_is_left_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(trial, "step_seconds", fails)
+    spec, plan, choices = job(LARGE)
+    error: Exception = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    assert trial.measured(spec, plan, choices, 8) == choices
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        trial.measured(spec, plan, choices, 8)
+
+
+@pytest.mark.parametrize("text", [LARGE, GIVEN], ids=["trained", "given"])
+def test_steps_are_made_each_way_and_chance_is_left_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan, choices = job(text)
+    seen, before = set(), torch.get_rng_state()
+    real = trial.seconds_of
+
+    def watched(*given: Any) -> float:
+        seen.add((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        return real(*given)
+
+    monkeypatch.setattr(trial, "seconds_of", watched)
+    ways: list[trial.Way] = [(1, "medium"), (1, "highest"), (2, "medium"), (2, "highest")]
+    seconds = trial.step_seconds(spec, plan, choices, ways)
+    assert seen == set(seconds) == set(ways)
+    assert all(0 < each < 60 for each in seconds.values())
+    assert torch.equal(torch.get_rng_state(), before)
