@@ -70,6 +70,8 @@ class Choices(Config, extra="ignore"):
     """Steps of a stage from which on they are compiled, where they can be (`kdcore/compiled.py`); none: never."""
     keep_bytes: int = 0
     """For what teachers said of the training samples, kept in the device's memory; 0: they are asked in every step."""
+    at_once: int = BATCH
+    """Samples of a batch where nothing is trained: in an evaluation, and when a teacher is asked what will be kept."""
     spill_bytes: int = 0
     """The same of a stage whose teachers say more than that, kept in a file of the cache."""
 

@@ -15,16 +15,20 @@ from kdcore.data import Split
 from kdcore.inputs import unit
 
 BATCH = 256
+"""Samples that are evaluated at once, where nothing else is said: as many as the plan counts memory for."""
 BINS = 15
 
 
-def predict(model: nn.Module, split: Split, scale: float, poll: Callable[[], None] = lambda: None) -> Tensor:
+def predict(
+    model: nn.Module, split: Split, scale: float, poll: Callable[[], None] = lambda: None, at_once: int = BATCH
+) -> Tensor:
     """The logits of a whole split, in eval mode and float32.
 
     Args:
         model: (B, …) float32 in [0, 1] -> (B, C) logits, on the device of `split`; its mode is left as it was.
         scale: the stored value that stands for 1.0.
         poll: called before each batch; what it raises ends the pass.
+        at_once: samples of a batch.
 
     Returns:
         (N, C) float32 on the CPU.
@@ -34,9 +38,9 @@ def predict(model: nn.Module, split: Split, scale: float, poll: Callable[[], Non
     logits = []
     try:
         with torch.no_grad():
-            for start in range(0, len(split), BATCH):
+            for start in range(0, len(split), at_once):
                 poll()
-                logits.append(model(unit(split.inputs[start : start + BATCH], scale)))
+                logits.append(model(unit(split.inputs[start : start + at_once], scale)))
     finally:
         for module, training in modes:
             module.training = training

@@ -214,7 +214,7 @@ class Job:
         samples = self.data.validation if split == "validation" else self.data.test
         if isinstance(network, Precomputed):
             return network.said(split)[:].cpu()
-        return predict(Classifier(reader, network), samples, self.data.scale, self.session.poll)
+        return predict(Classifier(reader, network), samples, self.data.scale, self.session.poll, self.choices.at_once)
 
     def prepare(self, stage: Stage) -> Training:
         """The stage's modules and generators as they begin, or as the checkpoint has them."""

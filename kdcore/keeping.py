@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcore import targets
 from kdcore.augment import Draws, draw
 from kdcore.data import StoredRows
 from kdcore.export import weights_digest
@@ -133,7 +132,6 @@ def question(job: Job, place: int, names: Sequence[str], augment: AugmentConfig)
         "seen": samples_seen(job, "teacher", place),
         "change": _change(job, augment),
         "names": list(names),
-        "at_once": targets.AT_ONCE,
         **circumstances(job),
     }
 
@@ -147,7 +145,7 @@ def _answers(job: Job, stage: Stage, place: int, names: Sequence[str]) -> Iterat
     augment = stage.train.augment
     versions = [fixed_draws(job, augment, version) for version in range(augment.versions or 1)]
     reader, poll = job.teacher_readers[place], job.session.poll
-    return answers(names, job.teacher(place), reader, job.data, versions, job.autocast, poll)
+    return answers(names, job.teacher(place), reader, job.data, versions, job.autocast, poll, job.choices.at_once)
 
 
 def _in_memory(said: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor | StoredRows]:

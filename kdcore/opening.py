@@ -26,8 +26,8 @@ from kdcore.spec import spec_digest as digest_of
 from kdcore.stages import list_stages
 from kdcore.state import State, student_name, teacher_name
 from kdcore.teacher import load_weights, weights_file
-from kdcore.trial import measured
 from kdcore.transfer import choose_samples
+from kdcore.trial import measured
 
 
 def choose_here(
@@ -45,7 +45,7 @@ def choose_here(
     room = device_room() if here == "cuda" and torch.cuda.is_available() else room_here(spec.limits.max_memory)
     disk = min(cache_bytes, disk_room(cache)) if cache is not None else 0
     plan, cores = make_plan(spec), usable_cores()
-    return measured(spec, plan, choose(spec, plan, device=here, cores=cores, room=room, disk=disk), cores)
+    return measured(spec, plan, choose(spec, plan, device=here, cores=cores, room=room, disk=disk), cores, room)
 
 
 def open_job(

@@ -15,16 +15,12 @@ from torch import Tensor, nn
 
 from kdcore.augment import Draws, augment
 from kdcore.data import Dataset, StoredRows, rows_at
-from kdcore.evaluate import BATCH
 from kdcore.inputs import Reader, unit
 from kdcore.losses import LossConfig, Shapes, Term, Views
 from kdcore.models import Network
 from kdcore.teacher import assert_frozen
 
 FLOAT = 4
-AT_ONCE = BATCH
-"""Samples that a teacher is asked about together when its views are kept: as many as in an evaluation, whose memory the
-plan counts."""
 
 
 def views_read(losses: Sequence[LossConfig], terms: Sequence[Term], teachers: int) -> dict[int, list[str]]:
@@ -123,8 +119,9 @@ def answers(
     versions: Sequence[Draws | None],
     autocast: Callable[[], AbstractContextManager[object]],
     poll: Callable[[], None],
+    at_once: int,
 ) -> Iterator[dict[str, Tensor]]:
-    """Ask a teacher once about each version of every training sample, `AT_ONCE` at a time, in order.
+    """Ask a teacher once about each version of every training sample, `at_once` of them together, in order.
 
     Args:
         versions: what is drawn for all samples, version by version; None: they are as they are.
@@ -133,9 +130,9 @@ def answers(
     assert_frozen(teacher)
     stored = data.train.inputs
     for draws in versions:
-        for start in range(0, len(stored), AT_ONCE):
+        for start in range(0, len(stored), at_once):
             poll()
-            batch = slice(start, start + AT_ONCE)
+            batch = slice(start, start + at_once)
             inputs = unit(stored[batch], data.scale)
             if draws is not None:
                 inputs = augment(inputs, draws.of(batch))

@@ -1,21 +1,25 @@
 """What a job's steps are worth here, where that cannot be known in advance: how many CPU threads, and which library's
-matrix products. Some steps are made, on numbers drawn at random."""
+matrix products; and how many samples a GPU is to be given at once. Some steps are made, on numbers drawn at random."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from kdcore.choices import ONE_THREAD_FLOPS, Choices, apply, largest_work
+from kdcore.choices import KEPT_SHARE, ONE_THREAD_FLOPS, Choices, apply, largest_work
+from kdcore.data import DataFacts
 from kdcore.errors import is_memory_error
+from kdcore.evaluate import BATCH
 from kdcore.inputs import Reader, example_inputs
+from kdcore.models import Network
 from kdcore.plan import Plan
 from kdcore.spec import JobSpec
+from kdcore.training import TrainConfig
 from kdcore.update import Update
 
 MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
@@ -26,6 +30,9 @@ takes 1.6 times as long beside one busy process, where one thread loses nothing;
 WORTH_LEAVING = 1.1
 """Times faster that MKL's products have to be than oneDNN's to be taken: less is chance, and jobs that choose alike
 share what they keep."""
+AT_ONCE = (BATCH, 1024, 4096)
+"""Samples of a batch that a GPU may be given in an evaluation, or when a teacher is asked: more of them keep more of it
+busy. On a CPU it is the first."""
 ROUNDS = 3
 ROUND_SECONDS = 0.02
 """Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""
@@ -36,23 +43,34 @@ Way = tuple[int, Products]
 """Threads and products."""
 
 
-def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Choices:
-    """The choices with as many threads as are worth it and the faster products, where that is open and can be found
-    out soon.
+def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int, room: int | None = None) -> Choices:
+    """The choices with what is fastest here, where that is open and can be found out soon: as many threads as are worth
+    it, the faster products, and the samples that are evaluated at once.
 
     Leaves torch with the last way tried: whoever goes on applies the choices.
+
+    Args:
+        room: bytes of the device's memory that there are for the job; None where nobody knows.
     """
-    low, high = MEASURED
-    counts, kinds = open_counts(spec, choices, cores), open_products(choices)
-    is_open = len(counts) > 1 or len(kinds) > 1
-    if not plan.stages or choices.device != "cpu" or not is_open or not low <= largest_work(plan) <= high:
+    if not plan.stages:
         return choices
     try:
-        seconds = step_seconds(spec, plan, choices, list(product(counts, kinds)))
+        if choices.device == "cuda":
+            return choices.model_copy(update={"at_once": best_at_once(spec, plan, choices, room)})
+        return choices.model_copy(update=best_way(spec, plan, choices, cores))
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
         return choices  # the job will say what to do about it
+
+
+def best_way(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> dict[str, Any]:
+    """The threads and products, as `Choices` has them; nothing where they are known, or take too long to try."""
+    low, high = MEASURED
+    counts, kinds = open_counts(spec, choices, cores), open_products(choices)
+    if len(counts) * len(kinds) < 2 or not low <= largest_work(plan) <= high:
+        return {}
+    seconds = step_seconds(spec, plan, choices, list(product(counts, kinds)))
     faster = {count: faster_products({kind: seconds[count, kind] for kind in kinds}) for count in counts}
     best = counts[0]
     for count in counts[1:]:
@@ -60,7 +78,7 @@ def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> Choices
             break
         best = count
     left = len(kinds) > 1 and faster[best] == "highest"
-    return choices.model_copy(update={"threads": best, **({"products": "highest"} if left else {})})
+    return {"threads": best} | ({"products": "highest"} if left else {})
 
 
 def open_counts(spec: JobSpec, choices: Choices, cores: int) -> list[int]:
@@ -98,6 +116,33 @@ def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, ways: Sequence[Way
     return {way: statistics.median(each) for way, each in taken.items()}
 
 
+def best_at_once(spec: JobSpec, plan: Plan, choices: Choices, room: int | None) -> int:
+    """The samples of a batch, of those that fit, with which the largest network says most in a second."""
+    free = (room or 0) - plan.memory.total + plan.memory.activations
+    sizes = [size for size in AT_ONCE if size == BATCH or size * plan.memory.evaluation <= BATCH * KEPT_SHARE * free]
+    if len(sizes) < 2:
+        return BATCH
+    apply(choices)
+    with torch.random.fork_rng():
+        seconds = {size: statistics.median(answer_seconds(spec, plan, choices, size)) / size for size in sizes}
+    best = min(sizes, key=seconds.__getitem__)
+    return best if seconds[BATCH] >= WORTH_LEAVING * seconds[best] else BATCH
+
+
+def answer_seconds(spec: JobSpec, plan: Plan, choices: Choices, size: int) -> list[float]:
+    """Of a few forward passes of the largest network, without gradients."""
+    network, facts, _, _ = largest(spec, plan, choices)
+    network.eval().requires_grad_(False)
+    inputs = example_inputs(facts, size, torch.Generator().manual_seed(0)).to(choices.device)
+
+    def answer() -> None:
+        with torch.no_grad(), precision(choices):
+            network.views(inputs)["logits"][0].tolist()  # waits for a GPU
+
+    answer()  # what only the very first one does
+    return [seconds_of(answer, 1) for _ in range(ROUNDS)]
+
+
 def seconds_of(step: Callable[[], None], steps: int) -> float:
     """Of one of so many steps in a row, the mean."""
     began = time.perf_counter()
@@ -108,22 +153,12 @@ def seconds_of(step: Callable[[], None], steps: int) -> float:
 
 def training_step(spec: JobSpec, plan: Plan, choices: Choices) -> Callable[[], None]:
     """With its update where the network is trained; of a given one the forward pass."""
-    sizes = [each.flops for each in (*plan.teachers, plan.student)]
-    place = sizes.index(max(sizes))
-    owner = spec.teachers[place] if place < len(spec.teachers) else spec.student
-    longest = max(spec.stages, key=lambda stage: stage.batch_size, default=None)
-    train = spec.teachers[place].train if place < len(spec.teachers) else longest
-    facts = Reader(spec.data.facts(), owner.view).facts
-    network = owner.model.build(facts.input_shape, len(facts.classes), facts.vocabulary)
-    if choices.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    batch = max(stage.batch_size for stage in plan.stages) if train is None else train.batch_size
-    batch = max(2, batch)  # batch normalisation refuses one: the loop will say so
-    inputs = example_inputs(facts, batch, torch.Generator().manual_seed(0))
+    network, facts, train, batch = largest(spec, plan, choices)
+    inputs = example_inputs(facts, batch, torch.Generator().manual_seed(0)).to(choices.device)
     update = Update(train.optimizer.build(network.parameters())) if train is not None else None
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if choices.precision == "bf16" else nullcontext():
+        with precision(choices):
             logits = network.views(inputs)["logits"]
         if update is not None and train is not None:
             update.forget_gradients()
@@ -131,3 +166,23 @@ def training_step(spec: JobSpec, plan: Plan, choices: Choices) -> Callable[[], N
             update.make(train.optimizer.lr)
 
     return step
+
+
+def largest(spec: JobSpec, plan: Plan, choices: Choices) -> tuple[Network, DataFacts, TrainConfig | None, int]:
+    """The network of most FLOPs with weights drawn at random, what it reads, how it is trained, and its batch size."""
+    sizes = [each.flops for each in (*plan.teachers, plan.student)]
+    place = sizes.index(max(sizes))
+    owner = spec.teachers[place] if place < len(spec.teachers) else spec.student
+    longest = max(spec.stages, key=lambda stage: stage.batch_size, default=None)
+    train = spec.teachers[place].train if place < len(spec.teachers) else longest
+    facts = Reader(spec.data.facts(), owner.view).facts
+    network = owner.model.build(facts.input_shape, len(facts.classes), facts.vocabulary).to(choices.device)
+    if choices.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    batch = max(stage.batch_size for stage in plan.stages) if train is None else train.batch_size
+    return network, facts, train, max(2, batch)  # batch normalisation refuses one: the loop will say so
+
+
+def precision(choices: Choices) -> AbstractContextManager[object]:
+    """Of a forward pass."""
+    return torch.autocast(choices.device, torch.bfloat16) if choices.precision == "bf16" else nullcontext()

@@ -149,15 +149,13 @@ def test_a_pause_in_the_midst_changes_nothing(light: Any, still: dict[str, Any],
     assert found["digests"] == wanted["digests"]
 
 
-def test_a_pause_while_they_are_asked_loses_no_step(
-    light: Any, still: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pause_while_they_are_asked_loses_no_step(light: Any, still: dict[str, Any]) -> None:
     """Half of the samples are asked about when the pause comes, after a resume from the middle of the stage."""
-    monkeypatch.setattr("kdcore.targets.AT_ONCE", 50)
-    wanted, whole = light(still)
+    fifty = choose_here(parse_spec(still)).model_copy(update={"at_once": 50})
+    wanted, whole = light(still, choices=fifty)
     first = RecordingReporter(request="pause", request_at=whole.polls - 5)
     with pytest.raises(Interrupted):
-        light(still, first)
+        light(still, first, choices=fifty)
     second = RecordingReporter(request="pause", request_at=3)
     with pytest.raises(Interrupted):
         light(still, second, resume=first.checkpoints[-1].path)

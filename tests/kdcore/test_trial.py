@@ -7,6 +7,8 @@ import torch
 
 from kdcore import trial
 from kdcore.choices import Choices, choose
+from kdcore.models.mlp import MLP
+from kdcore.opening import choose_here
 from kdcore.plan import Plan, make_plan
 from kdcore.spec import JobSpec, parse_spec
 
@@ -142,3 +144,63 @@ def test_steps_are_made_each_way_and_chance_is_left_alone(text: str, monkeypatch
     assert seen == set(seconds) == set(ways)
     assert all(0 < each < 60 for each in seconds.values())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "room", "best"),
+    [
+        ({256: 1.0, 1024: 2.0, 4096: 6.0}, 10**9, 4096),  # of a batch
+        ({256: 1.0, 1024: 2.0, 4096: 40.0}, 10**9, 1024),
+        ({256: 1.0, 1024: 3.7, 4096: 16.0}, 10**9, 256),  # chance
+        ({256: 1.0, 1024: 2.0, 4096: 6.0}, 275_000_000, 1024),  # what 4,096 write does not fit
+        ({256: 1.0}, None, 256),
+    ],
+)
+def test_a_batch_of_evaluation_is_as_large_as_is_fast_and_fits(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], room: int | None, best: int
+) -> None:
+    spec, plan, choices = job(LARGE)
+    monkeypatch.setattr(trial, "answer_seconds", lambda *given: [seconds[given[3]]])
+    assert trial.best_at_once(spec, plan, choices, room) == best
+
+
+def test_answers_are_timed_without_gradients_and_chance_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool, bool]] = []
+    original = MLP.views
+
+    def watched(self: MLP, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(inputs) > 1:  # one: a look at its shapes
+            asked.append((len(inputs), self.training, torch.is_grad_enabled()))
+        return original(self, inputs)
+
+    monkeypatch.setattr(MLP, "views", watched)
+    spec, plan, choices = job(LARGE)
+    before = torch.get_rng_state()
+    assert trial.best_at_once(spec, plan, choices, 10**9) in trial.AT_ONCE
+    assert set(asked) == {(size, False, False) for size in trial.AT_ONCE}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gpu_tries_batches_and_a_cpu_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan, choices = job(LARGE, cores=1)
+    monkeypatch.setattr(trial, "best_at_once", lambda *given: 1024)
+    monkeypatch.setattr(trial, "step_seconds", lambda *given: dict.fromkeys(given[3], 1.0))
+    assert trial.measured(spec, plan, choices, 1).at_once == 256
+    assert trial.measured(spec, plan, choices.model_copy(update={"device": "cuda"}), 1).at_once == 1024
+
+
+def test_evaluations_and_teachers_see_as_many_at_once_as_were_chosen(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+    original = MLP.views
+
+    def watched(self: MLP, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not torch.is_grad_enabled() and len(inputs) > 1:
+            asked.add(len(inputs))
+        return original(self, inputs)
+
+    monkeypatch.setattr(MLP, "views", watched)
+    del tiny["stages"][0]["augment"]
+    light(tiny, choices=choose_here(parse_spec(tiny)).model_copy(update={"at_once": 100}))
+    assert asked == {100, 44}  # of 200 training samples, and of 144 to validate on
