@@ -35,7 +35,9 @@ def attention_transfer(student_map: Tensor, teacher_map: Tensor, p: float = 2) -
 
 def _attention(feature: Tensor, p: float) -> Tensor:
     """(B, C, H, W) -> (B, H·W): rows of length 1; a map of zeros becomes zeros."""
-    return F.normalize(feature.abs().pow(p).mean(dim=1).flatten(1), dim=1)
+    # One pass over the feature, and one back: of abs, pow and mean each writes it anew.
+    sums = torch.linalg.vector_norm(feature, p, dim=1).pow(p)
+    return F.normalize(sums.flatten(1) / feature.shape[1], dim=1)
 
 
 class AttentionTransferConfig(LayersLossConfig):

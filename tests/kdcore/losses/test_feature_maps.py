@@ -83,6 +83,18 @@ def test_attention_transfer_by_hand() -> None:
     assert attention_transfer(student, one([[3.0, -4.0]]), 1).item() == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, 4.0])
+def test_attention_transfer_where_no_channel_says_anything(p: float) -> None:
+    """No NaN comes back from a place, or a whole map, of zeros, as relu leaves them."""
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    student[0], student[1, :, 0, 0], student[1, 0, 1, 1] = 0, 0, 0
+    student.requires_grad_()
+    attention_transfer(student, teacher, p).backward()
+    assert student.grad is not None and student.grad.isfinite().all()
+    assert student.grad[0].abs().max() == student.grad[1, :, 0, 0].abs().max() == 0
+    assert student.grad[1].abs().max() > 0
+
+
 def test_similarity_preserving_by_hand() -> None:
     # Two samples. Student [3, 0], [4, 0]: X Xᵀ = [[9, 12], [12, 16]], rows of length 15 and 20: [0.6, 0.8] twice.
     # Teacher orthogonal: the identity. (0.4² + 0.8² + 0.6² + 0.2²) / 4 = 1.2 / 4 = 0.3.
