@@ -1,7 +1,7 @@
 """The machine's limit: the convolutions and matrix products of a step of distillation, bare, and nothing else."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -39,6 +39,11 @@ def step_seconds(spec: JobSpec, dtype: torch.dtype, teacher: bool) -> float:
     calls = bare(student, inputs, dtype, backward=True)
     if teacher:
         calls += bare(spec.teachers[0].model.build(facts.input_shape, len(facts.classes)), inputs, dtype)
+    return seconds_of(calls)
+
+
+def seconds_of(calls: Sequence[Call]) -> float:
+    """Of all of them in turn, the mean over `SECONDS`."""
     for call in calls:
         call()
     steps, began = 0, time.perf_counter()
@@ -47,6 +52,29 @@ def step_seconds(spec: JobSpec, dtype: torch.dtype, teacher: bool) -> float:
             call()
         steps += 1
     return (time.perf_counter() - began) / steps
+
+
+def teacher_limit(document: dict[str, object]) -> Arm:
+    """As long as the steps of training a teacher in float32 would take: its products forward and backward, by the
+    faster of two libraries where they are as exact, and torch's fused update, on every core."""
+
+    def arm(place: Place) -> Run:
+        spec = parse_spec(document)
+        stage, train = make_plan(spec).stages[0], spec.teachers[0].train
+        assert train is not None
+        facts = spec.data.facts()
+        teacher = spec.teachers[0].model.build(facts.input_shape, len(facts.classes))
+        calls = bare(teacher, torch.randn(train.batch_size, *facts.input_shape), torch.float32, backward=True)
+        for weights in teacher.parameters():
+            weights.grad = torch.randn_like(weights) * 1e-6
+        calls.append(torch.optim.Adam(teacher.parameters(), fused=True).step)
+        taken = []
+        for products in ("highest", "medium") if is_exact("medium") else ("highest",):
+            torch.set_float32_matmul_precision(products)
+            taken.append(seconds_of(calls))
+        return Run(min(taken) * stage.steps, stage.samples * stage.epochs)
+
+    return arm
 
 
 def bare(network: nn.Module, inputs: Tensor, dtype: torch.dtype, backward: bool = False) -> list[Call]:

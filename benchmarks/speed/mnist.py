@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.speed.arms import TEACHER, Case, Place, Run, given, ours
-from benchmarks.speed.limit import limit
+from benchmarks.speed.limit import limit, teacher_limit
 from benchmarks.speed.peers import expert, torchdistill, tutorial
 from kdcore import export
 from kdcore.data.splits import split_indices
@@ -175,6 +175,19 @@ def w1_job(place: Place, loop: str) -> Run:
     for model in (teacher, baseline, student):
         tested(model, data.held)
         tested(model, data.test)
+    write(teacher, student)
+    return Run(time.perf_counter() - began, 0, tested(student, data.test))
+
+
+def w1_files(place: Place) -> Run:
+    """What the jobs of all sides end with, alone."""
+    began = time.perf_counter()
+    write(w1_teacher(), w1_student())
+    return Run(time.perf_counter() - began, 0)
+
+
+def write(teacher: nn.Module, student: nn.Module) -> None:
+    """Export both, as this project does, and measure their latencies."""
     facts = parse_spec(W1).data.facts()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -187,7 +200,6 @@ def w1_job(place: Place, loop: str) -> Run:
                 export.check(whole, program, out / f"{name}.onnx", facts)
             export.save_weights(out / f"{name}.safetensors", model.state_dict())
             measure_latency(out / f"{name}.onnx", facts)
-    return Run(time.perf_counter() - began, 0, tested(student, data.test))
 
 
 COMPILED = {"compile": "always"}
@@ -227,9 +239,11 @@ MNIST_CASES: dict[str, Case] = {
                 {**W1, "teachers": [ONE_TEACHER], "stages": [{"epochs": 1, "batch_size": 1024}], "baseline": False},
                 "teacher-1",
             ),
+            "bare products and updates": teacher_limit({**W1, "teachers": [ONE_TEACHER]}),
         },
         W1,
         {"ours": {"tutorial": 3.0}},
+        ("bare products and updates", "ours"),
     ),
     "w1-job": Case(
         "W1: the whole job: teacher, baseline and student, two epochs each, evaluation, export",
@@ -237,6 +251,7 @@ MNIST_CASES: dict[str, Case] = {
             "tutorial": lambda place: w1_job(place, "tutorial"),
             "expert": lambda place: w1_job(place, "expert"),
             "ours": ours(W1),
+            "files and latencies alone, the same on every side": w1_files,
         },
         W1,
         {"ours": {"tutorial": 4.0, "expert": 2.5}},
