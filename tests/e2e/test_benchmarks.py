@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,33 @@ def test_the_rate_of_the_api(tmp_path: Path) -> None:
     rows = run(tmp_path, "api_rate.py", "--form", "embedded", *short)["forms"]["embedded"]
     assert rows["empty"]["share_of_empty"] == 1
     assert all(row["per_second"] > 0 and row["crowd_ms"]["count"] > 0 for row in rows.values())
+
+
+def write_mnist(root: Path) -> None:
+    """MNIST's files with as few pictures as the case of the README's pair can be split into."""
+    raw, drawn = root / "MNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for part, count in (("train", 5_160), ("t10k", 40)):
+        pictures, labels = drawn.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count) % 10
+        for kind, array in (("images-idx3", pictures), ("labels-idx1", labels.astype(np.uint8))):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+def test_the_loop_beside_others(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    out, work = tmp_path / "out.json", tmp_path / "work"
+    given = ["--data", str(tmp_path), "--work", str(work), "--out", str(out), "--case", "w1-teacher", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", *given],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads(out.read_text())["runs"]["w1-teacher"]
+    assert {name: run["seconds"] > 0 for name, (run,) in runs.items()} == dict.fromkeys(
+        ("tutorial", "expert", "ours", "bare products and updates"), True
+    )
+    assert "of the machine's limit" in done.stdout
 
 
 @pytest.mark.skipif(not THOROUGH, reason="DISTILLERY_TEST_THOROUGH=1 runs it")
