@@ -7,7 +7,7 @@ Sums are made in another order than the loop's: equal within rounding, and the j
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -88,6 +88,9 @@ class CompiledStep:
         self._names = list(named)
         self._parameters = [each.detach() for each in named.values()]
         self._moments, self._counts = _state(training.optimizer, list(named.values()))
+        self._count = self._counts[0]
+        self._told: tuple[float, ...] = ()
+        """The learning rate and the weights that `_rate` and `_weights` hold."""
         self._rule = RULES[type(training.optimizer)]
         import torch._dynamo  # takes a second, and most jobs do without
 
@@ -107,13 +110,16 @@ class CompiledStep:
         """
         if self._failed or len(seen.indices) != self._size:
             return None
-        taught: list[Views] = [dict(each) for each in seen.teachers]
-        at = torch.tensor(rate, dtype=torch.float64)
-        state = (self._parameters, self._moments, self._counts[0] + 1)
-        with torch.no_grad(), nullcontext() if self._is_made else _compiler(self._places):
+        if self._told != (rate, *weights):
+            self._told = (rate, *weights)
+            self._weights, self._rate = torch.tensor(weights), torch.tensor(rate, dtype=torch.float64)
+        state = (self._parameters, self._moments, self._count, self._weights, self._rate)
+        with torch.no_grad(), unguarded() if self._is_made else _compiler(self._places):
             try:
-                values = self._made(*state, torch.tensor(weights), at, seen.inputs, seen.labels, seen.indices, taught)
+                self._counts.add_(1)
+                values = self._made(*state, seen.inputs, seen.labels, seen.indices, seen.teachers)
             except Exception as error:
+                self._counts.sub_(1)
                 if self._is_made or is_memory_error(error):
                     raise
                 self._failed = True
@@ -121,12 +127,11 @@ class CompiledStep:
                 self._reporter.event("not_compiled", {"reason": said})
                 return None
         self._is_made = True
-        self._counts.add_(1)
         return list(values.unbind())
 
     def _step(
         self, parameters: list[Tensor], moments: Moments, count: Tensor, weights: Tensor, rate: Tensor,
-        inputs: Tensor, labels: Tensor | None, indices: Tensor, teachers: list[Views],
+        inputs: Tensor, labels: Tensor | None, indices: Tensor, teachers: Sequence[Views],
     ) -> Tensor:  # fmt: skip
         def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             views = functional_call(self._model, dict(named), (inputs,))
@@ -138,6 +143,13 @@ class CompiledStep:
         found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
         self._rule(self._group, parameters, [found[name] for name in self._names], moments, count, rate)
         return cast(Tensor, values)
+
+
+def unguarded() -> AbstractContextManager[None]:
+    """While steps are made that torch need not look at: what it would guard, the shapes and types of all that they are
+    given, is the same in every step of a stage but for the batch's size, which `CompiledStep` looks at itself."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance(skip_guard_eval_unsafe=True)  # in force from here
+    return stance
 
 
 @contextmanager
