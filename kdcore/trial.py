@@ -52,10 +52,11 @@ def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int, room: int 
     Args:
         room: bytes of the device's memory that there are for the job; None where nobody knows.
     """
-    if not plan.stages:
+    is_gpu = choices.device == "cuda"
+    if not plan.stages or (is_gpu and not torch.cuda.is_available()):  # without one the job will say so
         return choices
     try:
-        if choices.device == "cuda":
+        if is_gpu:
             return choices.model_copy(update={"at_once": best_at_once(spec, plan, choices, room)})
         return choices.model_copy(update=best_way(spec, plan, choices, cores))
     except (RuntimeError, MemoryError) as error:

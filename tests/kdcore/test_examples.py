@@ -17,6 +17,7 @@ from kdcore import finish
 from kdcore.checkpoint import load
 from kdcore.export import weights_digest
 from kdcore.inputs import example_inputs
+from kdcore.opening import choose_here
 from kdcore.plan import make_plan
 from kdcore.reporter import Interrupted, RecordingReporter, Request
 from kdcore.spec import JobSpec, spec_digest
@@ -69,16 +70,16 @@ def models(reporter: RecordingReporter, spec: JobSpec) -> dict[str, str]:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_each_example_trains_resumes_to_the_same_bytes_and_exports(path: Path, data: Path, tmp_path: Path) -> None:
     spec, given = stand_in(path, data, tmp_path)
-    stages = list_stages(spec)
+    stages, same = list_stages(spec), choose_here(spec)  # as every attempt of a job has
     whole = StopAfterTraining(len(stages))
     with pytest.raises(Interrupted):
-        run(spec, reporter=whole, out=tmp_path / "whole", **given)
+        run(spec, reporter=whole, out=tmp_path / "whole", choices=same, **given)
     wanted = models(whole, spec) if stages else {}
 
     # A job without stages is paused in its evaluation, any other within its last epoch.
     paused = RecordingReporter(request="pause", request_at=max(1, whole.polls - 4))
     with pytest.raises(Interrupted):
-        run(spec, reporter=paused, out=tmp_path / "out", **given)
+        run(spec, reporter=paused, out=tmp_path / "out", choices=same, **given)
     saved = paused.checkpoints[-1]
     assert (saved.stage, saved.epoch) == ((stages[-1].name, 1) if stages else ("evaluation", 0))
 
