@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Row
-from sqlalchemy.orm import Session
 
 from api import schemas
 from api.batching import Batcher
@@ -60,10 +59,9 @@ class JobReader:
 
     def _read(self, job_ids: Collection[str]) -> dict[str, Shown]:
         with self._database.look() as connection:
-            rows, waits = read_jobs(connection, job_ids), dict[str, Wait]()
-            if queued := [row for row in rows if row.status == Status.QUEUED]:
-                with Session(connection) as session:
-                    waits = explain_waits(session, queued, self._silence_seconds)
+            rows = read_jobs(connection, job_ids)
+            queued = [row for row in rows if row.status == Status.QUEUED]
+            waits = explain_waits(connection, queued, self._silence_seconds)
         return {row.id: Shown(row, waits.get(row.id)) for row in rows}
 
 

@@ -32,6 +32,7 @@ _PLACES = select(
     needed_bytes("cuda").label("cuda"),
     now().label("clock"),
 ).where(_OF_IDS)
+_WORKERS = select(Worker.__table__).where(workers.IS_PRESENT)
 
 
 def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
@@ -99,7 +100,7 @@ class Wait:
     reason: str
 
 
-def explain_waits(session: Session, jobs: Iterable[Job | Row[Any]], silence_seconds: float) -> dict[str, Wait]:
+def explain_waits(connection: Connection, jobs: Iterable[Job | Row[Any]], silence_seconds: float) -> dict[str, Wait]:
     """Where queued jobs stand, by their ids; one that was deleted meanwhile is absent.
 
     Args:
@@ -108,12 +109,12 @@ def explain_waits(session: Session, jobs: Iterable[Job | Row[Any]], silence_seco
     waiting = {job.id: job for job in jobs}
     if not waiting:
         return {}
-    there = workers.present(session, silence_seconds)
-    places = session.execute(_PLACES, {"ids": list(waiting)})
+    there = connection.execute(_WORKERS, {"within_seconds": silence_seconds}).all()
+    places = connection.execute(_PLACES, {"ids": list(waiting)})
     return {place.id: Wait(place.ahead + 1, _reason(waiting[place.id], place, there)) for place in places}
 
 
-def _reason(job: Job | Row[Any], place: Row[Any], there: list[Worker]) -> str:
+def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> str:
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
     version = job.spec.get("spec_version", 1)
     reading = [w for w in fitting if (w.spec_version or 1) >= version]
