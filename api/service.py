@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from api.budget import Bodies
 from api.problems import InvalidError
+from api.reading import JobReader
 from api.watch import Watcher
 from kdcore.config import MAX_ERRORS
 from storage.blobs import BlobStore
@@ -41,12 +42,14 @@ class Service:
     storing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITES_AT_ONCE))
     """A disk that is slow to take uploads must not take the threads of others."""
     diagnosis: Diagnosis = field(init=False)
+    jobs: JobReader = field(init=False)
     bodies: Bodies = field(init=False)
     """Of specs, and of what is said of new uploads."""
     pieces: Bodies = field(default_factory=lambda: Bodies(0))
     """Of uploads that are being written: a slow disk must not keep specs away."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "jobs", JobReader(self.database, self.settings.lease_seconds))
         object.__setattr__(self, "bodies", Bodies(self.settings.max_body_bytes))
         object.__setattr__(self, "diagnosis", Diagnosis(self.settings, self.database, self.doorbell))
 

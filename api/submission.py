@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from api import machines, references, schemas, tokenizers, views
+from api import machines, references, schemas, tokenizers
 from api.bodies import Body
 from api.problems import OtherVersionError
 from api.receiving import check_disk
@@ -69,8 +69,7 @@ def _accept(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | 
         if not _is_spec_of(service, error.job_id, owner, spec, plan):
             raise
         job_id = error.job_id
-    with service.database.look() as connection:
-        return views.show(connection, job_id, owner, service.settings.lease_seconds)
+    return service.jobs.read(owner, job_id).job
 
 
 def _store(service: Service, owner: str, spec: JobSpec, plan: Plan, key: str | None) -> str:

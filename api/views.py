@@ -2,19 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Row
-from sqlalchemy.orm import Session
+from sqlalchemy import Row
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import schemas
 from storage import tables
-from storage.lifecycle import Status
-from storage.queries import explain_wait, read_job
 
 BULKY = frozenset({"confusion_matrix", "per_class_accuracy"})
 MODELS = ("teacher", "baseline", "student")
@@ -50,19 +48,17 @@ def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def show(connection: Connection, job_id: str, owner: str, silence_seconds: float) -> schemas.Job:
-    """A job of this owner, whole.
+@dataclass(frozen=True)
+class Document:
+    """The bytes of an answer. Its ETag is strong: the same bytes, the same tag, whichever process answers."""
 
-    Raises:
-        NotFoundError: there is none.
-    """
-    job = read_job(connection, job_id, owner)
-    queue = None
-    if job.status == Status.QUEUED:
-        with Session(connection) as session:
-            wait = explain_wait(session, job, silence_seconds)
-        queue = schemas.Queue(position=wait.position, reason=wait.reason)
-    return schemas.Job(**summarise(job), queue=queue, choices=job.choices, plan=job.plan, spec=job.spec)
+    body: bytes
+    etag: str
+
+    @classmethod
+    def of(cls, shown: schemas.Answer) -> "Document":
+        body = shown.model_dump_json().encode()
+        return cls(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
@@ -74,16 +70,15 @@ def matches(if_none_match: str | None, etag: str) -> bool:
 
 
 def answer(
-    shown: schemas.Answer,
+    document: Document,
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     background: BackgroundTask | None = None,
 ) -> Response:
-    """What is shown as a response. Its ETag is strong: the same bytes, the same tag, whichever process answers."""
-    body = shown.model_dump_json().encode()
-    tagged = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', **(headers or {})}
-    return Response(body, status, tagged, media_type="application/json", background=background)
+    """A document as a response."""
+    tagged = {"ETag": document.etag, **(headers or {})}
+    return Response(document.body, status, tagged, media_type="application/json", background=background)
 
 
 def address(request: Request, job_id: str, *parts: str) -> str:

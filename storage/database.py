@@ -126,6 +126,9 @@ class Database:
         self.engine = _make_engine(url)
         self._before_write = before_write
         self._writer = self.engine.execution_options(write=True)
+        self._looker = self.engine
+        if self.engine.dialect.name == "postgresql":  # to begin and to end a transaction are two more round trips
+            self._looker = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else None
 
     @contextmanager
@@ -136,8 +139,9 @@ class Database:
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
-        """The same without the ORM, whose session costs as much as a short question: for what is asked all the time."""
-        with self.engine.connect() as connection:
+        """For what is asked all the time: without the ORM, whose session costs as much as a short question, and each
+        question by itself, as PostgreSQL's would be in one transaction, too."""
+        with self._looker.connect() as connection:
             yield connection
 
     @contextmanager

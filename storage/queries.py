@@ -11,14 +11,28 @@ from storage import workers
 from storage.database import now
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
-from storage.tables import IS_JOB, Artifact, Checkpoint, Event, Job, JobLabel, Metric, needed_bytes
+from storage.tables import IS_JOB, Artifact, Checkpoint, Event, Job, JobLabel, Metric, Worker, needed_bytes
 
 GIB = 2**30
 _OWNED = (Job.id == bindparam("id")) & (Job.owner == bindparam("owner"))
 _ONE = select(Job).where(_OWNED)
 """Made once: SQLAlchemy takes longer to build this question than SQLite to answer it."""
 _ONE_KEPT = _ONE.with_for_update(read=True)
-_ONE_ROW = select(Job.__table__).where(_OWNED)
+_OF_IDS = Job.id.in_(bindparam("ids", expanding=True))
+_ROWS = select(Job.__table__).where(_OF_IDS)
+_OTHER = aliased(Job)
+_AHEAD = select(func.count()).select_from(_OTHER).where(
+    _OTHER.status == Status.QUEUED,
+    (_OTHER.priority > Job.priority) | ((_OTHER.priority == Job.priority) & (_OTHER.id < Job.id)),
+)  # fmt: skip
+_PLACES = select(
+    Job.id,
+    _AHEAD.correlate(Job).scalar_subquery().label("ahead"),
+    needed_bytes("cpu").label("cpu"),
+    needed_bytes("cuda").label("cuda"),
+    now().label("clock"),
+).where(_OF_IDS)
+_WORKERS = select(Worker.__table__).where(workers.IS_PRESENT)
 
 
 def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) -> Job:
@@ -36,16 +50,9 @@ def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) ->
     return job
 
 
-def read_job(connection: Connection, job_id: str, owner: str) -> Row[Any]:
-    """The same as `get_job`, as a bare row: to be shown only.
-
-    Raises:
-        NotFoundError: there is none.
-    """
-    row = connection.execute(_ONE_ROW, {"id": job_id, "owner": owner}).one_or_none()
-    if row is None:
-        raise NotFoundError(f"there is no job {job_id}")
-    return row
+def read_jobs(connection: Connection, job_ids: Iterable[str]) -> list[Row[Any]]:
+    """Those of the jobs that there are, as bare rows: to be shown only, and to nobody but their `owner`."""
+    return list(connection.execute(_ROWS, {"ids": list(job_ids)}))
 
 
 def page_jobs(
@@ -93,24 +100,25 @@ class Wait:
     reason: str
 
 
-def explain_wait(session: Session, job: Job | Row[Any], silence_seconds: float) -> Wait:
-    """Where a queued job stands.
+def explain_waits(connection: Connection, jobs: Iterable[Job | Row[Any]], silence_seconds: float) -> dict[str, Wait]:
+    """Where queued jobs stand, by their ids; one that was deleted meanwhile is absent.
 
     Args:
         silence_seconds: after which a worker counts as gone.
     """
-    before = select(func.count()).select_from(Job).where(
-        Job.status == Status.QUEUED,
-        (Job.priority > job.priority) | ((Job.priority == job.priority) & (Job.id < job.id)),
-    )  # fmt: skip
-    position = (session.scalar(before) or 0) + 1
-    clock = session.scalar(select(now())) or 0.0
-    there = workers.present(session, silence_seconds)
+    waiting = {job.id: job for job in jobs}
+    if not waiting:
+        return {}
+    there = connection.execute(_WORKERS, {"within_seconds": silence_seconds}).all()
+    places = connection.execute(_PLACES, {"ids": list(waiting)})
+    return {place.id: Wait(place.ahead + 1, _reason(waiting[place.id], place, there)) for place in places}
+
+
+def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> str:
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
     version = job.spec.get("spec_version", 1)
     reading = [w for w in fitting if (w.spec_version or 1) >= version]
-    devices = {w.device for w in reading}
-    need = {each: session.scalar(select(needed_bytes(each)).where(Job.id == job.id)) or 0.0 for each in devices}
+    need = {"cpu": place.cpu, "cuda": place.cuda}
     large = [w for w in reading if need[w.device] <= w.memory_bytes]
     if not there:
         reason = "no worker is running"
@@ -118,8 +126,8 @@ def explain_wait(session: Session, job: Job | Row[Any], silence_seconds: float) 
         reason = f"no worker with {job.device}"
     elif not reading:
         reason = f"no worker reads spec version {version}; upgrade the workers"
-    elif job.available_at > clock:
-        reason = f"waiting {job.available_at - clock:.0f} s after a failure"
+    elif job.available_at > place.clock:
+        reason = f"waiting {job.available_at - place.clock:.0f} s after a failure"
     elif all(w.status == "resting" for w in reading):
         reason = "no worker can train at the moment"
     elif all(w.status != "idle" for w in reading):
@@ -132,7 +140,7 @@ def explain_wait(session: Session, job: Job | Row[Any], silence_seconds: float) 
         most = max(reading, key=lambda w: w.memory_bytes)
         size = need[most.device]
         reason += f"; it may need {size / GIB:,.1f} GiB, and the largest worker has {most.memory_bytes / GIB:,.1f} GiB"
-    return Wait(position, reason)
+    return reason
 
 
 def list_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, case, delete, false, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, false, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import now
@@ -13,6 +13,8 @@ from storage.tables import SPEC_VERSION, Job, Worker, needed_bytes
 
 UNWILLING = ("draining", "resting")
 """What a worker that is there says while it claims nothing."""
+IS_PRESENT = Worker.heartbeat_at >= now() - bindparam("within_seconds")
+_PRESENT = select(Worker).where(IS_PRESENT).order_by(Worker.started_at)
 
 
 def serves(device: str) -> tuple[str, ...]:
@@ -80,8 +82,7 @@ def leave(session: Session, worker_id: str) -> None:
 
 def present(session: Session, within_seconds: float) -> list[Worker]:
     """Workers whose last heartbeat is at most that old, oldest worker first."""
-    query = select(Worker).where(Worker.heartbeat_at >= now() - within_seconds).order_by(Worker.started_at)
-    return list(session.scalars(query))
+    return list(session.scalars(_PRESENT, {"within_seconds": within_seconds}))
 
 
 def takes(session: Session, card: WorkerCard, within_seconds: float) -> ColumnElement[bool] | None:

@@ -56,7 +56,7 @@ async def submit_job(
     )
     job = await run_in_threadpool(submission.accept, service, owner, spec, plan, idempotency_key)
     headers = {"Location": views.address(request, job.id)}
-    return views.answer(job, status=201, headers=headers, background=_ring(service, job))
+    return views.answer(views.Document.of(job), status=201, headers=headers, background=_ring(service, job))
 
 
 @router.post(
@@ -132,21 +132,15 @@ async def get_job(
 ) -> Response:
     """With `wait`, answers when status, stage or request change, or when the time is over; at once where the job has
     ended, or where `If-None-Match` shows that you have not seen its present state."""
-    job = await run_in_threadpool(_show, service, owner, job_id)
-    response = views.answer(job)
-    seen = if_none_match is None or views.matches(if_none_match, response.headers["ETag"])
-    if wait > 0 and job.status not in TERMINAL and seen:
+    shown = await service.jobs.get(owner, job_id)
+    seen = if_none_match is None or views.matches(if_none_match, shown.document.etag)
+    if wait > 0 and (job := shown.job).status not in TERMINAL and seen:
         with service.watcher.watching(job_id) as watch:
             await wait_for_change(request, watch, (job.status, job.stage, job.request), wait)
-        response = views.answer(await run_in_threadpool(_show, service, owner, job_id))
-    if views.matches(if_none_match, response.headers["ETag"]):
-        return Response(status_code=304, headers={"ETag": response.headers["ETag"]})
-    return response
-
-
-def _show(service: Service, owner: str, job_id: str) -> schemas.Job:
-    with service.database.look() as connection:
-        return views.show(connection, job_id, owner, service.settings.lease_seconds)
+        shown = await service.jobs.get(owner, job_id)
+    if views.matches(if_none_match, shown.document.etag):
+        return Response(status_code=304, headers={"ETag": shown.document.etag})
+    return views.answer(shown.document)
 
 
 @router.delete("/{job_id}", summary="Delete a job that has ended", status_code=204, responses=problems(404, 409))
@@ -190,8 +184,8 @@ def retry_job(service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Respons
 def _act(service: Service, owner: str, job_id: str, action: str) -> Response:
     with service.database.write() as session:
         actions.request(session, job_id, owner, action)
-    job = _show(service, owner, job_id)
-    return views.answer(job, background=_ring(service, job))
+    shown = service.jobs.read(owner, job_id)
+    return views.answer(shown.document, background=_ring(service, shown.job))
 
 
 def _ring(service: Service, job: schemas.Job) -> BackgroundTask | None:

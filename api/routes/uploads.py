@@ -261,7 +261,7 @@ def _answer(
 ) -> Response:
     where = f"{request.scope.get('root_path', '')}/{kind.plural}/{upload.id}"
     headers = {"Location": where} if status == 201 else {}
-    return views.answer(upload, status=status, headers=headers, background=background)
+    return views.answer(views.Document.of(upload), status=status, headers=headers, background=background)
 
 
 routers = [make_router(kind) for kind in KINDS.values()]

@@ -1,6 +1,8 @@
 """What every request pays for: counted, not timed."""
 
+import gc
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from sqlalchemy import event
 from api.app import create_app
 from api.auth import _owner, authenticate
 from storage.settings import Settings
-from tests.api.conftest import Api, submit
+from tests.api.conftest import Api, eventually, submit
 
 
 def dependencies(dependant: Dependant) -> Iterator[Any]:
@@ -48,6 +50,16 @@ def test_a_job_that_ended_is_shown_with_one_question(api: Api, client: httpx.Cli
     assert asked(api, client, job_id)[0] > 1
     client.post(f"/jobs/{job_id}/cancel")
     assert asked(api, client, job_id) == (1, "cancelled")
+
+
+def test_what_was_loaded_is_not_looked_through_again(api: Api) -> None:
+    """A full pass of the garbage collector over torch's objects stops every request for a quarter of a second."""
+    eventually(lambda: gc.get_freeze_count() > 100_000, 60)
+    assert len(gc.get_objects()) < gc.get_freeze_count()
+
+
+def test_a_thread_gets_the_interpreter_back_soon(api: Api) -> None:
+    assert sys.getswitchinterval() <= 0.001
 
 
 def asked(api: Api, client: httpx.Client, job_id: str) -> tuple[int, str]:

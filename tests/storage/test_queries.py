@@ -13,7 +13,7 @@ from storage import attempts, queries, records, uploads, workers
 from storage.errors import NotFoundError
 from storage.figures import Durations, job_durations, queue_figures
 from storage.ids import is_check
-from storage.queries import explain_wait, thin
+from storage.queries import explain_waits, thin
 from storage.records import Point
 from storage.tables import Job, Metric
 from storage.workers import WorkerCard
@@ -113,7 +113,7 @@ def test_a_queued_job_says_why_it_waits(jobs, database):
 
     def why(job_id):
         with database.read() as session:
-            wait = explain_wait(session, session.get_one(Job, job_id), 60.0)
+            wait = explain_waits(session.connection(), [session.get_one(Job, job_id)], 60.0)[job_id]
             return wait.position, wait.reason
 
     def hire(id, device, status):
