@@ -5,14 +5,15 @@
 
 One API process in each form (the deployed one at DISTILLERY_TEST_POSTGRES and DISTILLERY_TEST_REDIS, in a database of
 its own), asked by this process. Two measurements, while nothing is trained: how many answers a second a few clients get
-that ask again at once, arm by arm in turn, with the CPU time that the server's process took for one; and how long 200
-clients wait who each pause a second, with the part of the cores' time that a virtual machine was refused meanwhile and
-the part that nobody used. Every answer is checked. The ratio is the median of the rounds' ratios.
+that ask again at once, of as many jobs in turn, with the CPU time that the server's process took for one; and how long
+200 clients wait who each pause a second, with the part of the cores' time that a virtual machine was refused meanwhile
+and the part that nobody used. Every answer is checked. The ratio is the median of the rounds' ratios.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import socket
@@ -21,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import psutil
 from about import about, end_tidily, result_path
@@ -39,17 +40,20 @@ BEGIN_SECONDS = 30.0
 TARGET_RATE, TARGET_P99_MS = 0.15, 100.0
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One question, asked again and again."""
+class Question(NamedTuple):
+    """What is asked, and what its answer must hold."""
 
-    server: psutil.Process
-    port: int
     path: str
-    headers: dict[str, str] = field(default_factory=dict)
-    status: int = 200
     says: bytes = b""
-    """What each answer must hold."""
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+class Arm:
+    """Questions of one kind, asked in turn again and again, as by clients who each follow a job of their own."""
+
+    def __init__(self, server: psutil.Process, port: int, questions: list[Question], status: int = 200) -> None:
+        self.server, self.port, self.status = server, port, status
+        self._questions = itertools.cycle(questions)
 
     async def ask(self, connection: Connection) -> float:
         """Seconds until the answer was here.
@@ -57,11 +61,12 @@ class Arm:
         Raises:
             AssertionError: it is the wrong one.
         """
+        path, says, headers = next(self._questions)
         begun = time.perf_counter()
-        answer = await connection.ask("GET", self.path, headers=self.headers)
+        answer = await connection.ask("GET", path, headers=dict(headers))
         seconds = time.perf_counter() - begun
-        if answer.status != self.status or self.says not in answer.body:
-            raise AssertionError(f"{self.path}: {answer.status} {answer.body[:200]!r}")
+        if answer.status != self.status or says not in answer.body:
+            raise AssertionError(f"{path}: {answer.status} {answer.body[:200]!r}")
         return seconds
 
     async def often(self, clients: int, seconds: float) -> dict[str, float]:
@@ -116,7 +121,7 @@ def empty_route() -> Iterator[Arm]:
         port = probe.getsockname()[1]
     server = subprocess.Popen([sys.executable, "-m", "loadtest.empty", str(port)], cwd=HERE)
     try:
-        arm, end = Arm(psutil.Process(server.pid), port, "/empty", says=b"{}"), time.monotonic() + BEGIN_SECONDS
+        arm, end = Arm(psutil.Process(server.pid), port, [Question("/empty", b"{}")]), time.monotonic() + BEGIN_SECONDS
         while True:
             try:
                 asyncio.run(arm.ask(Connection("127.0.0.1", port)))
@@ -131,18 +136,25 @@ def empty_route() -> Iterator[Arm]:
         server.wait()
 
 
-def arms_of(service: Service) -> dict[str, Arm]:
-    """A finished job, the same for who has it already, and one that waits for a device that is not there."""
+def arms_of(service: Service, jobs: int) -> dict[str, Arm]:
+    """So many finished jobs, one of them for everybody, all of them for who has them already, and as many that wait for a
+    device that is not there."""
     (server,) = [process for role, process in service.processes() if role == "api"]
-    finished = service.train(SPEC | {"baseline": True})
-    queued = service.http.post("/jobs", json=SPEC | {"device": "cuda"}).raise_for_status().json()["id"]
-    tag = service.http.get(f"/jobs/{finished}").headers["ETag"]
+    finished = [service.train(SPEC | {"baseline": True}) for _ in range(jobs)]
+    waiting = [service.http.post("/jobs", json=SPEC | {"device": "cuda"}) for _ in range(jobs)]
+    queued = [answer.raise_for_status().json()["id"] for answer in waiting]
+    tags = {each: service.http.get(f"/jobs/{each}").headers["ETag"] for each in finished}
+    unchanged = [Question(f"/jobs/{each}", headers={"If-None-Match": tag}) for each, tag in tags.items()]
 
-    def arm(job_id: str, **more: Any) -> Arm:
-        return Arm(server, service.port, f"/jobs/{job_id}", **({"says": f'"id":"{job_id}"'.encode()} | more))
+    def shown(ids: list[str]) -> Arm:
+        return Arm(server, service.port, [Question(f"/jobs/{each}", f'"id":"{each}"'.encode()) for each in ids])
 
-    unchanged = arm(finished, headers={"If-None-Match": tag}, status=304, says=b"")
-    return {"job": arm(finished), "job, unchanged": unchanged, "job, queued": arm(queued)}
+    return {
+        "job": shown(finished),
+        "job, the same for all": shown(finished[:1]),
+        "job, unchanged": Arm(server, service.port, unchanged, status=304),
+        "job, queued": shown(queued),
+    }
 
 
 async def measure(arms: dict[str, Arm], options: argparse.Namespace) -> dict[str, Any]:
@@ -165,11 +177,11 @@ async def measure(arms: dict[str, Arm], options: argparse.Namespace) -> dict[str
 
 
 def show(form: str, rows: dict[str, Any]) -> None:
-    print(f"\n{form:20}{'a second':>10}{'share':>8}{'CPU ms':>9}   the crowd's p50 · p99 · longest, ms   stolen · idle")
+    print(f"\n{form:24}{'a second':>10}{'share':>8}{'CPU ms':>9}   the crowd's p50 · p99 · longest, ms   stolen · idle")
     for name, row in rows.items():
         crowd = row["crowd_ms"]
         waits = " · ".join(f"{crowd[each]:.1f}" for each in ("p50", "p99", "max"))
-        print(f"{name:20}{row['per_second']:10.0f}{row['share_of_empty']:8.1%}{row['server_cpu_ms']:9.3f}"
+        print(f"{name:24}{row['per_second']:10.0f}{row['share_of_empty']:8.1%}{row['server_cpu_ms']:9.3f}"
               f"   {waits:35}   {crowd['steal']:.0%} · {crowd['idle']:.0%}")  # fmt: skip
 
 
@@ -178,7 +190,7 @@ def main() -> None:
     parser.add_argument("--form", choices=sorted(FORMS), help="only this one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each arm in each round")
-    parser.add_argument("--clients", type=int, default=8, help="who ask again at once")
+    parser.add_argument("--clients", type=int, default=8, help="who ask again at once, each about another job")
     parser.add_argument("--crowd", type=int, default=200, help="clients that pause")
     parser.add_argument("--crowd-seconds", type=float, default=15.0)
     parser.add_argument("--out", type=Path, default=result_path("api_rate"))
@@ -195,7 +207,7 @@ def main() -> None:
             empty_route() as empty,
         ):
             service.start(1)
-            forms[form] = asyncio.run(measure({"empty": empty} | arms_of(service), options))
+            forms[form] = asyncio.run(measure({"empty": empty} | arms_of(service, options.clients), options))
         show(form, forms[form])
     command = " ".join(["python", "benchmarks/api_rate.py", *sys.argv[1:]])
     told = about(command, "fastapi", "psycopg", "pydantic", "sqlalchemy", "uvicorn")

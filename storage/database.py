@@ -1,5 +1,6 @@
 """The database: engine, short transactions, and the database's own clock."""
 
+import json
 import sqlite3
 import threading
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Double, Engine, ExceptionContext, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InternalError, OperationalError
@@ -78,12 +80,23 @@ def _say_lost(context: ExceptionContext) -> Exception | None:
     return OperationalError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
 
 
+def read_json(text: str | bytes) -> Any:
+    """A JSON column's value, by a parser that takes a third of the time of Python's own.
+
+    It refuses half of a surrogate pair, which Python's writes and reads.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
 def _make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_size=20, max_overflow=40, hide_parameters=True)
+        engine = create_engine(parsed, pool_size=20, max_overflow=40, hide_parameters=True, json_deserializer=read_json)
         event.listen(engine, "connect", _connect_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -94,6 +107,7 @@ def _make_engine(url: str) -> Engine:
         pool_size=20,  # those beyond are opened anew each time, which costs the server a process
         max_overflow=20,
         hide_parameters=True,  # an error in the log must not carry a spec
+        json_deserializer=read_json,
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,

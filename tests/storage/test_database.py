@@ -1,16 +1,19 @@
 """The database away, frozen or busy: clear errors, soon."""
 
 import contextlib
+import json
 import socket
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from storage import database as module
 from storage import schema
-from storage.database import Database, now
+from storage.database import Database, now, read_json
 
 
 def test_nothing_listens():
@@ -89,3 +92,21 @@ def test_a_folder_without_room_for_a_database(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((NotADirectoryError, FileExistsError)):
         Database(f"sqlite:///{tmp_path}/file/a.db")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec=None)),
+    lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text(max_size=8), each, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_json_is_read_as_python_reads_it(value):
+    """To the last bit of a float, half a surrogate pair and numbers of any length among it."""
+    written = json.dumps(value)
+    found = read_json(written)
+    assert found == value
+    assert json.dumps(found) == written
+    if written.isascii():
+        assert read_json(written.encode()) == value
