@@ -137,8 +137,8 @@ def empty_route() -> Iterator[Arm]:
 
 
 def arms_of(service: Service, jobs: int) -> dict[str, Arm]:
-    """So many finished jobs, one of them for everybody, all of them for who has them already, and as many that wait for a
-    device that is not there."""
+    """So many finished jobs, one of them for everybody, all of them for who has them already, and as many that wait for
+    a device that is not there."""
     (server,) = [process for role, process in service.processes() if role == "api"]
     finished = [service.train(SPEC | {"baseline": True}) for _ in range(jobs)]
     waiting = [service.http.post("/jobs", json=SPEC | {"device": "cuda"}) for _ in range(jobs)]
