@@ -60,7 +60,7 @@ class Choices(Config, extra="ignore"):
     products: Literal["highest", "medium", "by_size"] = "highest"
     """torch's float32 matmul precision. `medium` lets a CPU use oneDNN, twice as fast as MKL on some: chosen, and used,
     only where its products err no more than those of `highest`. `by_size` is `medium`, and `highest` in the steps of
-    small networks; where the largest network's steps were made both ways, it was chosen for being faster."""
+    small networks; where the largest network's steps were made both ways, they are not slower by a tenth."""
     masks: Literal["torch", "words"] = "torch"
     """What dropout's masks are made of; `kdcore/models/dropout.py` says how of words."""
     channels_last: bool = False
@@ -70,10 +70,11 @@ class Choices(Config, extra="ignore"):
     """Steps of a stage from which on they are compiled, where they can be (`kdcore/compiled.py`); none: never."""
     keep_bytes: int = 0
     """For what teachers said of the training samples, kept in the device's memory; 0: they are asked in every step."""
-    at_once: int = BATCH
-    """Samples of a batch where nothing is trained: in an evaluation, and when a teacher is asked what will be kept."""
     spill_bytes: int = 0
     """The same of a stage whose teachers say more than that, kept in a file of the cache."""
+    at_once: int = BATCH
+    """Samples of a batch where nothing is trained: in an evaluation, and when a teacher is asked what will be kept. Of
+    more than 256 an attempt on a GPU with less memory takes 256."""
 
 
 def choose(

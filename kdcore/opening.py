@@ -27,7 +27,7 @@ from kdcore.stages import list_stages
 from kdcore.state import State, student_name, teacher_name
 from kdcore.teacher import load_weights, weights_file
 from kdcore.transfer import choose_samples
-from kdcore.trial import measured
+from kdcore.trial import fitting, measured
 
 
 def choose_here(
@@ -72,6 +72,10 @@ def open_job(
         raise TrainingError("no_device", str(error), "system") from error
     device = torch.device(choices.device)
     plan = make_plan(spec)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what trials took is no part of what the job will be said to have taken
+        torch.cuda.reset_peak_memory_stats()
+        choices = fitting(choices, spec, plan, device_room())
     need, room = Need.of(plan.memory.model_dump(), device.type), room_here(spec.limits.max_memory)
     with memory_errors("reading the data", lambda: "read less of it, with `train_samples`"), data_errors():
         data = spec.data.load(places).to(device)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -45,19 +46,18 @@ Way = tuple[int, Products]
 
 def measured(spec: JobSpec, plan: Plan, choices: Choices, cores: int, room: int | None = None) -> Choices:
     """The choices with what is fastest here, where that is open and can be found out soon: as many threads as are worth
-    it, the faster products, and the samples that are evaluated at once.
+    it, the faster products, and the samples that a GPU evaluates at once.
 
     Leaves torch with the last way tried: whoever goes on applies the choices.
 
     Args:
         room: bytes of the device's memory that there are for the job; None where nobody knows.
     """
-    is_gpu = choices.device == "cuda"
-    if not plan.stages or (is_gpu and not torch.cuda.is_available()):  # without one the job will say so
+    if not plan.stages:
         return choices
+    if choices.device == "cuda":
+        return choices.model_copy(update={"at_once": best_at_once(spec, plan, choices, room)})
     try:
-        if is_gpu:
-            return choices.model_copy(update={"at_once": best_at_once(spec, plan, choices, room)})
         return choices.model_copy(update=best_way(spec, plan, choices, cores))
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
@@ -118,30 +118,63 @@ def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, ways: Sequence[Way
 
 
 def best_at_once(spec: JobSpec, plan: Plan, choices: Choices, room: int | None) -> int:
-    """The samples of a batch, of those that fit, with which the largest network says most in a second."""
-    free = (room or 0) - plan.memory.total + plan.memory.activations
-    sizes = [size for size in AT_ONCE if size == BATCH or size * plan.memory.evaluation <= BATCH * KEPT_SHARE * free]
-    if len(sizes) < 2:
+    """The samples of a batch with which the largest network says most in a second, from `BATCH` on as long as more fit
+    and are worth it.
+
+    No job fails of this trial: what goes wrong with `BATCH` goes wrong in the job again, and is explained there.
+    """
+    sizes = [size for size in AT_ONCE if size == BATCH or fits(size, spec, plan, room)]
+    # What a teacher from a file computes, and takes for it, no plan knows.
+    own = all(teacher.model.trainable for teacher in spec.teachers)
+    if spec.tuning.batches != "auto" or not own or len(sizes) < 2 or not is_there(choices):
         return BATCH
     apply(choices)
-    with torch.random.fork_rng():
-        seconds = {size: statistics.median(answer_seconds(spec, plan, choices, size)) / size for size in sizes}
-    best = min(sizes, key=seconds.__getitem__)
-    return best if seconds[BATCH] >= WORTH_LEAVING * seconds[best] else BATCH
+    best, least = BATCH, math.inf
+    try:
+        with torch.random.fork_rng():
+            answer = answers(spec, plan, choices, max(sizes))
+            for size in sizes:
+                answer(size)  # what only the very first one does
+                seconds = statistics.median(seconds_of(partial(answer, size), 1) for _ in range(ROUNDS)) / size
+                if least < WORTH_LEAVING * seconds:
+                    break
+                best, least = size, seconds
+    except Exception:  # out of memory, or more than an operator takes: what was found until then holds
+        return best
+    return best
 
 
-def answer_seconds(spec: JobSpec, plan: Plan, choices: Choices, size: int) -> list[float]:
-    """Of a few forward passes of the largest network, without gradients."""
+def fitting(choices: Choices, spec: JobSpec, plan: Plan, room: int) -> Choices:
+    """These choices on a GPU that may have less memory than the one they were made on."""
+    if choices.at_once > BATCH and not fits(choices.at_once, spec, plan, room):
+        return choices.model_copy(update={"at_once": BATCH})
+    return choices
+
+
+def fits(size: int, spec: JobSpec, plan: Plan, room: int | None) -> bool:
+    """Whether the plan has so many samples evaluated at once in the part of the room that is for it."""
+    facts = spec.data.facts()
+    evaluated = max(1, min(BATCH, max(facts.validation, facts.test)))  # of which the plan knows what they write
+    free = (room or 0) - plan.memory.total + plan.memory.activations
+    return size * plan.memory.evaluation <= evaluated * KEPT_SHARE * free
+
+
+def is_there(choices: Choices) -> bool:
+    """Whether the chosen device is; else the job will say so."""
+    return choices.device == "cpu" or torch.cuda.is_available()
+
+
+def answers(spec: JobSpec, plan: Plan, choices: Choices, most: int) -> Callable[[int], None]:
+    """A forward pass of the largest network, without gradients, on so many samples, at most `most`."""
     network, facts, _, _ = largest(spec, plan, choices)
     network.eval().requires_grad_(False)
-    inputs = example_inputs(facts, size, torch.Generator().manual_seed(0)).to(choices.device)
+    inputs = example_inputs(facts, most, torch.Generator().manual_seed(0)).to(choices.device)
 
-    def answer() -> None:
+    def answer(size: int) -> None:
         with torch.no_grad(), precision(choices):
-            network.views(inputs)["logits"][0].tolist()  # waits for a GPU
+            network.views(inputs[:size])["logits"][0].tolist()  # waits for a GPU
 
-    answer()  # what only the very first one does
-    return [seconds_of(answer, 1) for _ in range(ROUNDS)]
+    return answer
 
 
 def seconds_of(step: Callable[[], None], steps: int) -> float:

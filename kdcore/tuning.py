@@ -10,8 +10,8 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
 class TuningConfig(Config):
-    """How the job is computed on a CPU, never what: `auto` is what is fastest here, and the job's `choices` say what
-    it was; the other value leaves that way out."""
+    """How the job is computed, never what: `auto` is what is fastest here, and the job's `choices` say what it was; the
+    other value leaves that way out. All but `batches` is of CPUs."""
 
     threads: Literal["auto"] | Threads = "auto"
     """`auto`: as many as some steps of the largest network are faster by."""
@@ -24,3 +24,5 @@ class TuningConfig(Config):
     compile: Literal["auto", "always", "never"] = "auto"
     """A step of the student as one compiled graph, where nothing happens in it that a graph cannot hold and the stage
     is so long that it pays for the compiler; `always`: of every such stage, however short."""
+    batches: Literal["auto", "fixed"] = "auto"
+    """Samples that are evaluated at once, as many as a GPU is fastest with; `fixed`: 256."""

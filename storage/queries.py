@@ -1,7 +1,8 @@
 """What the API shows of jobs: one, a page, and what belongs to them. Read-only; owners see their own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select
@@ -94,10 +95,16 @@ def page_jobs(
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a queued job waits: its place in the queue (from 1), and a reason in words."""
+    """Why a queued job waits."""
 
     position: int
-    reason: str
+    """Its place in the queue, from 1."""
+    tell: Callable[[], str]
+
+    @property
+    def reason(self) -> str:
+        """In words. Found when it is asked for: a job whose row cannot be understood must not hide the others."""
+        return self.tell()
 
 
 def explain_waits(connection: Connection, jobs: Iterable[Job | Row[Any]], silence_seconds: float) -> dict[str, Wait]:
@@ -111,15 +118,19 @@ def explain_waits(connection: Connection, jobs: Iterable[Job | Row[Any]], silenc
         return {}
     there = connection.execute(_WORKERS, {"within_seconds": silence_seconds}).all()
     places = connection.execute(_PLACES, {"ids": list(waiting)})
-    return {place.id: Wait(place.ahead + 1, _reason(waiting[place.id], place, there)) for place in places}
+    return {place.id: Wait(place.ahead + 1, partial(_reason, waiting[place.id], place, there)) for place in places}
 
 
 def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> str:
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
     version = job.spec.get("spec_version", 1)
     reading = [w for w in fitting if (w.spec_version or 1) >= version]
-    need = {"cpu": place.cpu, "cuda": place.cuda}
-    large = [w for w in reading if need[w.device] <= w.memory_bytes]
+
+    def need(worker: Row[Any]) -> float:
+        size: float = place.cuda if worker.device == "cuda" else place.cpu
+        return size
+
+    large = [w for w in reading if need(w) <= w.memory_bytes]
     if not there:
         reason = "no worker is running"
     elif not fitting:
@@ -138,7 +149,7 @@ def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> 
         reason = "about to start"
     if reading and not large:
         most = max(reading, key=lambda w: w.memory_bytes)
-        size = need[most.device]
+        size = need(most)
         reason += f"; it may need {size / GIB:,.1f} GiB, and the largest worker has {most.memory_bytes / GIB:,.1f} GiB"
     return reason
 

@@ -12,11 +12,18 @@ import pytest
 from sqlalchemy import event, update
 from structlog.testing import capture_logs
 
+from api import batching
 from api.batching import Batcher
 from storage.tables import Job
 from tests.api.conftest import Api, eventually, submit
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, a question that is held up here holds up those that share the next."""
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -107,12 +114,57 @@ async def test_who_waits_when_the_server_ends_does_not_wait_for_ever() -> None:
     await source.begun(1)
     waiting.append(start(batcher, "b"))
     await asyncio.sleep(0.01)
-    assert batcher._asking is not None
-    batcher._asking.cancel()
+    (question,) = batcher._under_way
+    question.cancel()
     source.may_answer.set()
     async with asyncio.timeout(20):
         await asyncio.wait(waiting)
     assert all(each.cancelled() for each in waiting)
+
+
+async def test_who_waits_when_the_server_ends_before_it_asked_does_not_wait_for_ever() -> None:
+    source = Source()
+    batcher = Batcher(source.ask)
+    waiting = start(batcher, "a")
+    while not batcher._under_way:
+        await asyncio.sleep(0)
+    (question,) = batcher._under_way
+    question.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert source.asked == []
+
+
+async def test_a_question_is_about_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "MOST", 3)
+    source = Source()
+    batcher = Batcher(source.ask)
+    first = start(batcher, "first")
+    await source.begun(1)
+    others = [start(batcher, key) for key in "abcdefg"]
+    await asyncio.sleep(0.01)
+    source.may_answer.set()
+    assert await asyncio.gather(first, *others) == [1] * 8
+    assert source.asked == [{"first"}, set("abc"), set("def"), {"g"}]
+
+
+async def test_a_question_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.05)
+    source = Source()
+    batcher = Batcher(source.ask)
+    hangs = start(batcher, "a")
+    await source.begun(1)
+    late = [start(batcher, key) for key in "ab"]
+    await source.begun(2)  # though the first one has not ended
+    source.value = 2
+    later = start(batcher, "c")
+    await source.begun(3)
+    assert not hangs.done()
+    source.may_answer.set()
+    assert await asyncio.gather(hangs, *late, later) == [1, 1, 1, 2]
+    assert source.asked == [{"a"}, {"a", "b"}, {"c"}]
+    assert await batcher.get("d") == 2
 
 
 class Held:
@@ -180,16 +232,18 @@ def test_owners_who_share_a_question_see_their_own_jobs(api: Api, client: httpx.
     assert shared[1].result().json()["detail"] == f"there is no job {theirs}"
 
 
-def test_a_job_that_cannot_be_shown_hides_no_other(api: Api, client: httpx.Client) -> None:
-    """Another version may have written it."""
+@pytest.mark.parametrize("odd", [{"progress": {"epoch": "many"}}, {"spec": {"spec_version": "next"}}], ids=[*"ps"])
+def test_a_job_that_cannot_be_shown_hides_no_other(api: Api, client: httpx.Client, odd: dict[str, Any]) -> None:
+    """Another version may have written it. In the second case nobody can say why it waits."""
     good, bad = submit(client)["id"], submit(client)["id"]
     with api.database.write() as session:
-        session.execute(update(Job).where(Job.id == bad).values(progress={"epoch": "many"}))
-    with capture_logs(), held(api) as requests:  # the error's traceback is long
+        before = {name: getattr(session.get_one(Job, bad), name) for name in odd}
+        session.execute(update(Job).where(Job.id == bad).values(odd))
+    with api.worker(), capture_logs(), held(api) as requests:  # the error's traceback is long
         first = requests.get(client, good)
         shared = [requests.get(client, job_id) for job_id in [bad, good] * 3]
         requests.may_go_on.set()
         assert first.result(20).status_code == 200
         assert [each.result(20).status_code for each in shared] == [500, 200] * 3
     with api.database.write() as session:
-        session.execute(update(Job).where(Job.id == bad).values(progress=None))
+        session.execute(update(Job).where(Job.id == bad).values(before))

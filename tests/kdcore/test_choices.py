@@ -127,11 +127,11 @@ def test_looking_at_products_changes_nothing() -> None:
 
 
 def test_choices_of_an_earlier_version_are_slow_and_the_same() -> None:
-    later = {"products", "masks", "channels_last", "compile_from", "keep_bytes", "one_thread_below"}
+    later = {"products", "masks", "channels_last", "compile_from", "keep_bytes", "one_thread_below", "at_once"}
     earlier = Choices.model_validate(chosen(TINY).model_dump(exclude=later))
     plain = (earlier.products, earlier.masks, earlier.channels_last, earlier.compile_from, earlier.keep_bytes)
     assert plain == ("highest", "torch", False, None, 0)
-    assert earlier.one_thread_below == 0
+    assert (earlier.one_thread_below, earlier.at_once) == (0, 256)
 
 
 def test_maps_channel_by_channel_change_no_more_than_the_order_of_sums(light: Any, tiny: dict[str, Any]) -> None:

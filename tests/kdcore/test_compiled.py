@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdcore import choices as module
+from kdcore import compiled
 from kdcore.choices import can_compile
 from kdcore.compiled import LOSSES, CompiledStep
 from kdcore.data import Places
@@ -73,6 +74,19 @@ def steps(kind: str, config: Any, compiled: bool) -> tuple[dict[str, Tensor], Te
         values = values or make_step(Loop(), training, seen, weights, rate, None)  # type: ignore[arg-type]
         found.append(torch.stack(values).detach())
     return {**model.state_dict(), **_state(training)}, torch.stack(found)
+
+
+def test_what_does_not_change_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step alone torch looks at all that it is given."""
+    unguarded, original = [], compiled.unguarded
+
+    def watched() -> Any:
+        unguarded.append(True)
+        return original()
+
+    monkeypatch.setattr(compiled, "unguarded", watched)
+    steps("kd", ADAM, True)
+    assert len(unguarded) == 11  # of 12 steps
 
 
 def _state(training: Training) -> dict[str, Tensor]:

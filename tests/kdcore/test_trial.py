@@ -17,6 +17,7 @@ LARGE = (
     " student: {model: {type: mlp, hidden: [8]}}}"
 )
 SMALL = "{data: {type: digits}, teachers: [{model: {type: mlp}}], student: {model: {type: mlp, hidden: [8]}}}"
+ONNX = "model: {type: onnx}, weights: {file: t.onnx}"
 GIVEN = (
     "{data: {type: cifar10}, precision: bf16, student: {model: {type: cnn, channels: [8]}},"
     " teachers: [{model: {type: resnet, depth: 8}, weights: {file: t.safetensors}}], stages: [{batch_size: 4}]}"
@@ -146,25 +147,83 @@ def test_steps_are_made_each_way_and_chance_is_left_alone(text: str, monkeypatch
     assert torch.equal(torch.get_rng_state(), before)
 
 
+Seconds = dict[int, float]
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that were tried, whose seconds are `answered.seconds`."""
+
+    class Tried(list[int]):
+        seconds: Seconds
+
+    tried = Tried()
+    monkeypatch.setattr(trial, "answers", lambda *given: tried.append)
+    monkeypatch.setattr(trial, "seconds_of", lambda answer, steps: tried.seconds[tried[-1]])
+    return tried
+
+
 @pytest.mark.parametrize(
     ("seconds", "room", "best"),
     [
         ({256: 1.0, 1024: 2.0, 4096: 6.0}, 10**9, 4096),  # of a batch
         ({256: 1.0, 1024: 2.0, 4096: 40.0}, 10**9, 1024),
-        ({256: 1.0, 1024: 3.7, 4096: 16.0}, 10**9, 256),  # chance
-        ({256: 1.0, 1024: 2.0, 4096: 6.0}, 275_000_000, 1024),  # what 4,096 write does not fit
-        ({256: 1.0}, None, 256),
+        ({256: 1.0, 1024: 2.0, 4096: 7.5}, 10**9, 1024),  # chance
+        ({256: 1.0, 1024: 3.7, 4096: 6.0}, 10**9, 256),  # no larger one is tried then
+        ({256: 1.0, 1024: 2.0}, 275_000_000, 1024),  # what 4,096 write does not fit
+        ({}, None, 256),
     ],
 )
 def test_a_batch_of_evaluation_is_as_large_as_is_fast_and_fits(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], room: int | None, best: int
+    answered: Any, seconds: Seconds, room: int | None, best: int
 ) -> None:
     spec, plan, choices = job(LARGE)
-    monkeypatch.setattr(trial, "answer_seconds", lambda *given: [seconds[given[3]]])
+    answered.seconds = seconds
     assert trial.best_at_once(spec, plan, choices, room) == best
 
 
-def test_answers_are_timed_without_gradients_and_chance_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_is_told_of_small_splits_too() -> None:
+    """The plan's evaluation is of as many samples then, not of 256."""
+    spec, plan, _ = job(LARGE.replace("mnist", "synthetic, samples: 100"))
+    facts = spec.data.facts()
+    evaluated = max(facts.validation, facts.test)
+    assert evaluated < 256
+    room = plan.memory.total - plan.memory.activations + 2 * 1024 * plan.memory.evaluation // evaluated
+    assert trial.fits(1024, spec, plan, room + 1000)
+    assert not trial.fits(1024, spec, plan, room - 1000)
+
+
+def test_no_job_fails_of_a_batch_that_was_only_tried(answered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan, choices = job(LARGE)
+    for seconds, best in (({256: 1.0, 1024: 2.0}, 1024), ({256: 1.0}, 256), ({}, 256)):
+        answered.seconds = seconds  # a KeyError beyond
+        assert trial.best_at_once(spec, plan, choices, 10**9) == best
+    monkeypatch.undo()
+    cuda = choices.model_copy(update={"device": "cuda"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert trial.best_at_once(spec, plan, cuda, 10**9) == 256  # the job will say that there is none
+
+
+def test_batches_are_not_tried_where_nobody_knows_or_wants_them(answered: Any) -> None:
+    answered.seconds = {256: 1.0, 1024: 2.0, 4096: 6.0}
+    spec, plan, choices = job(LARGE)
+    fixed = parse_spec({**spec.model_dump(mode="json"), "tuning": {"batches": "fixed"}})
+    assert trial.best_at_once(fixed, plan, choices, 10**9) == 256
+    text = LARGE.replace("model: {type: mlp, hidden: [1200, 1200], dropout: 0.5}", ONNX)
+    spec, plan, choices = job(text)
+    assert trial.best_at_once(spec, plan, choices, 10**9) == 256
+    assert answered == []
+
+
+def test_an_attempt_with_less_memory_takes_the_usual_batch() -> None:
+    spec, plan, choices = job(LARGE)
+    many = choices.model_copy(update={"at_once": 4096})
+    assert trial.fitting(many, spec, plan, 10**9) == many
+    assert trial.fitting(many, spec, plan, 275_000_000).at_once == 256
+    assert trial.fitting(choices, spec, plan, 0) == choices
+
+
+def test_answers_are_made_without_gradients_and_chance_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, bool, bool]] = []
     original = MLP.views
 
@@ -174,9 +233,10 @@ def test_answers_are_timed_without_gradients_and_chance_is_left_alone(monkeypatc
         return original(self, inputs)
 
     monkeypatch.setattr(MLP, "views", watched)
+    monkeypatch.setattr(trial, "WORTH_LEAVING", 0.0)
     spec, plan, choices = job(LARGE)
     before = torch.get_rng_state()
-    assert trial.best_at_once(spec, plan, choices, 10**9) in trial.AT_ONCE
+    assert trial.best_at_once(spec, plan, choices, 10**9) == 4096
     assert set(asked) == {(size, False, False) for size in trial.AT_ONCE}
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -186,9 +246,7 @@ def test_a_gpu_tries_batches_and_a_cpu_does_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trial, "best_at_once", lambda *given: 1024)
     monkeypatch.setattr(trial, "step_seconds", lambda *given: dict.fromkeys(given[3], 1.0))
     assert trial.measured(spec, plan, choices, 1).at_once == 256
-    for is_there, best in ((True, 1024), (False, 256)):  # without one the job will say so
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)  # noqa: B023 - called before it changes
-        assert trial.measured(spec, plan, choices.model_copy(update={"device": "cuda"}), 1).at_once == best
+    assert trial.measured(spec, plan, choices.model_copy(update={"device": "cuda"}), 1).at_once == 1024
 
 
 def test_evaluations_and_teachers_see_as_many_at_once_as_were_chosen(

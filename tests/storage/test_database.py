@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.pq import TransactionStatus
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
@@ -80,6 +81,15 @@ def test_a_write_is_all_or_nothing_and_a_read_writes_nothing(database, jobs):
     with database.read() as session:
         session.execute(text("UPDATE jobs SET priority = 7"))
     assert jobs.get(job_id).priority == 0
+
+
+def test_a_look_has_no_transaction_around_it(database):
+    """That would be two more round trips to the server."""
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite makes no round trips")
+    with database.look() as connection:
+        assert connection.scalar(select(now())) > 0
+        assert connection.connection.driver_connection.info.transaction_status == TransactionStatus.IDLE
 
 
 def test_the_clock(database):
