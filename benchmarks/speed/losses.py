@@ -30,7 +30,7 @@ from kdcore.spec import JobSpec, parse_spec
 RESULTS = Path(__file__).parent.parent / "results" / "speed-losses.json"
 KD: list[dict[str, Any]] = [{"type": "cross_entropy", "weight": 0.1}, {"type": "kd", "weight": 0.9}]
 ADDED: dict[str, list[dict[str, Any]]] = {
-    name: [{"type": name}]
+    name: [{"type": name, "weight": 1e-6}]  # of any weight they take as long, and none diverges
     for name in (
         "hint", "knowledge_matching", "attention_transfer", "similarity_preserving", "neuron_selectivity",
         "variational_information", "flow_of_solution", "factor_transfer", "activation_boundary", "overhaul", "review",
