@@ -29,8 +29,8 @@ WORTH = 1.3
 """Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and
 takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
 WORTH_LEAVING = 1.1
-"""Times faster that MKL's products have to be than oneDNN's, or a larger batch than the one before, to be taken: less is
-chance, and jobs that choose alike share what they keep."""
+"""Times faster that MKL's products have to be than oneDNN's, or a larger batch than the one before, to be taken: less
+is chance, and jobs that choose alike share what they keep."""
 AT_ONCE = (BATCH, 1024, 4096)
 """Samples of a batch that a GPU may be given in an evaluation, or when a teacher is asked: more of them keep more of it
 busy. On a CPU it is the first."""
