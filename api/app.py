@@ -106,5 +106,5 @@ def _warm_up() -> None:
     model = {"model": {"type": "mlp"}}
     make_plan(parse_spec({"data": {"type": "digits"}, "teachers": [model], "student": model}))
     gc.collect()
-    gc.freeze()  # torch is here to stay: a full pass over its objects would hold up every request for 0.2 to 0.3 s
+    gc.freeze()  # torch is here to stay: a full pass over its objects would hold up every request
     atexit.register(gc.unfreeze)  # else libraries in C++ report at the end what they think has leaked

@@ -53,7 +53,7 @@ def test_a_job_that_ended_is_shown_with_one_question(api: Api, client: httpx.Cli
 
 
 def test_what_was_loaded_is_not_looked_through_again(api: Api) -> None:
-    """A full pass of the garbage collector over torch's objects stops every request for a quarter of a second."""
+    """A full pass of the garbage collector over torch's objects stops every request meanwhile."""
     eventually(lambda: gc.get_freeze_count() > 100_000, 60)
     assert len(gc.get_objects()) < gc.get_freeze_count()
 
