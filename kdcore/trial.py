@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -166,9 +166,9 @@ def is_there(choices: Choices) -> bool:
 
 def answers(spec: JobSpec, plan: Plan, choices: Choices, most: int) -> Callable[[int], None]:
     """A forward pass of the largest network, without gradients, on so many samples, at most `most`."""
-    network, facts, _, _ = largest(spec, plan, choices)
-    network.eval().requires_grad_(False)
-    inputs = example_inputs(facts, most, torch.Generator().manual_seed(0)).to(choices.device)
+    tried = largest(spec, plan, choices)
+    network = tried.network.eval().requires_grad_(False)
+    inputs = example_inputs(tried.facts, most, torch.Generator().manual_seed(0)).to(choices.device)
 
     def answer(size: int) -> None:
         with torch.no_grad(), precision(choices):
@@ -202,8 +202,17 @@ def training_step(spec: JobSpec, plan: Plan, choices: Choices) -> Callable[[], N
     return step
 
 
-def largest(spec: JobSpec, plan: Plan, choices: Choices) -> tuple[Network, DataFacts, TrainConfig | None, int]:
-    """The network of most FLOPs with weights drawn at random, what it reads, how it is trained, and its batch size."""
+class Tried(NamedTuple):
+    """A network with weights drawn at random, what it reads, how it is trained (none: it is given), and its batch."""
+
+    network: Network
+    facts: DataFacts
+    train: TrainConfig | None
+    batch_size: int
+
+
+def largest(spec: JobSpec, plan: Plan, choices: Choices) -> Tried:
+    """The network of most FLOPs."""
     sizes = [each.flops for each in (*plan.teachers, plan.student)]
     place = sizes.index(max(sizes))
     owner = spec.teachers[place] if place < len(spec.teachers) else spec.student
@@ -214,7 +223,7 @@ def largest(spec: JobSpec, plan: Plan, choices: Choices) -> tuple[Network, DataF
     if choices.channels_last:
         network = network.to(memory_format=torch.channels_last)
     batch = max(stage.batch_size for stage in plan.stages) if train is None else train.batch_size
-    return network, facts, train, max(2, batch)  # batch normalisation refuses one: the loop will say so
+    return Tried(network, facts, train, max(2, batch))  # batch normalisation refuses one: the loop will say so
 
 
 def precision(choices: Choices) -> AbstractContextManager[object]:
