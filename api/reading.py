@@ -1,7 +1,8 @@
 """Jobs as they are shown, read for one request or for all that ask at the same time."""
 
 from collections.abc import Collection
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Row
@@ -9,28 +10,50 @@ from sqlalchemy import Row
 from api import schemas
 from api.batching import Batcher
 from api.views import Document, summarise
-from storage.database import Database
+from storage.database import Database, read_json
 from storage.errors import NotFoundError
 from storage.lifecycle import Status
-from storage.queries import Wait, explain_waits, read_jobs
+from storage.queries import JSON_COLUMNS, Wait, explain_waits, read_jobs
+
+MOST = 1000
+"""Documents that are remembered, …"""
+LARGE = 16 * 2**10
+"""… of rows with fewer characters, so that they take about 128 MiB at the very most."""
 
 
 class Shown:
-    """A job as one question found it; what is made of that is made once, by the first who needs it."""
+    """A job as one question found it."""
 
     def __init__(self, row: Row[Any], wait: Wait | None) -> None:
         self.owner: str = row.owner
+        self.state: tuple[str, str | None, str | None] = (row.status, row.stage, row.request)
         self._row, self._wait = row, wait
 
-    @cached_property
+    @property
     def job(self) -> schemas.Job:
-        row, wait = self._row, self._wait
-        queue = schemas.Queue(position=wait.position, reason=wait.reason) if wait is not None else None
-        return schemas.Job(**summarise(row), queue=queue, choices=row.choices, plan=row.plan, spec=row.spec)
+        return _job(self._row, self._wait)
 
     @cached_property
     def document(self) -> Document:
-        return Document.of(self.job)
+        size = sum(len(value) for value in self._row if isinstance(value, str))
+        made = _document if size < LARGE else _document.__wrapped__
+        return made(self._row, self._wait)
+
+
+@lru_cache(MOST)
+def _document(row: Row[Any], wait: Wait | None) -> Document:
+    """A function of what the database said just now, all of it: remembered for the same row, it is never stale."""
+    return Document.of(_job(row, wait))
+
+
+def _job(row: Row[Any], wait: Wait | None) -> schemas.Job:
+    read = {
+        name: read_json(value) if name in JSON_COLUMNS and value is not None else value
+        for name, value in row._mapping.items()
+    }
+    job = SimpleNamespace(**read)
+    queue = schemas.Queue(position=wait.position, reason=wait.reason) if wait is not None else None
+    return schemas.Job(**summarise(job), queue=queue, choices=job.choices, plan=job.plan, spec=job.spec)
 
 
 class JobReader:
@@ -60,7 +83,7 @@ class JobReader:
     def _read(self, job_ids: Collection[str]) -> dict[str, Shown]:
         with self._database.look() as connection:
             rows = read_jobs(connection, job_ids)
-            queued = [row for row in rows if row.status == Status.QUEUED]
+            queued = [row.id for row in rows if row.status == Status.QUEUED]
             waits = explain_waits(connection, queued, self._silence_seconds)
         return {row.id: Shown(row, waits.get(row.id)) for row in rows}
 

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Row
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +18,7 @@ BULKY = frozenset({"confusion_matrix", "per_class_accuracy"})
 MODELS = ("teacher", "baseline", "student")
 
 
-def summarise(job: tables.Job | Row[Any]) -> dict[str, Any]:
+def summarise(job: tables.Job | SimpleNamespace) -> dict[str, Any]:
     """What a list shows of a job."""
     return {
         "id": job.id,

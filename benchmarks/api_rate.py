@@ -31,12 +31,15 @@ import psutil
 from about import about, end_tidily, result_path
 from load import FORMS, POSTGRES, REDIS, note
 from loadtest.clients import SPEC
+from loadtest.rows import fill
 from loadtest.service import Service, settings_of
 from loadtest.tally import quantiles
 from loadtest.wire import Connection
 
 HERE = Path(__file__).parent
 BEGIN_SECONDS = 30.0
+COPIES = 2_000
+"""More than the server remembers (`MOST` of `api/reading.py`)."""
 TARGET_RATE, TARGET_P99_MS = 0.15, 100.0
 
 
@@ -137,8 +140,8 @@ def empty_route() -> Iterator[Arm]:
 
 
 def arms_of(service: Service, jobs: int) -> dict[str, Arm]:
-    """So many finished jobs, one of them for everybody, all of them for who has them already, and as many that wait for
-    a device that is not there."""
+    """So many finished jobs, one of them for everybody, all of them for who has them already, as many that wait for a
+    device that is not there, and so many that none is asked about again before the server has forgotten it."""
     (server,) = [process for role, process in service.processes() if role == "api"]
     finished = [service.train(SPEC | {"baseline": True}) for _ in range(jobs)]
     waiting = [service.http.post("/jobs", json=SPEC | {"device": "cuda"}) for _ in range(jobs)]
@@ -149,8 +152,10 @@ def arms_of(service: Service, jobs: int) -> dict[str, Arm]:
     def shown(ids: list[str]) -> Arm:
         return Arm(server, service.port, [Question(f"/jobs/{each}", f'"id":"{each}"'.encode()) for each in ids])
 
+    seldom = fill(service.database, finished[0], COPIES, waiting=0).finished
     return {
         "job": shown(finished),
+        "job, asked about seldom": shown(seldom),
         "job, the same for all": shown(finished[:1]),
         "job, unchanged": Arm(server, service.port, unchanged, status=304),
         "job, queued": shown(queued),

@@ -16,7 +16,7 @@ from kdcore.evaluate import predict
 from kdcore.initial import beginning
 from kdcore.inputs import Classifier, Reader, readers, view_shapes
 from kdcore.losses import Context, Term
-from kdcore.memory import Need
+from kdcore.memory import KEPT, Need, give_back
 from kdcore.models import Network, Precomputed, mapped
 from kdcore.plan import Plan
 from kdcore.reporter import Reporter
@@ -214,7 +214,10 @@ class Job:
         samples = self.data.validation if split == "validation" else self.data.test
         if isinstance(network, Precomputed):
             return network.said(split)[:].cpu()
-        return predict(Classifier(reader, network), samples, self.data.scale, self.session.poll, self.choices.at_once)
+        said = predict(Classifier(reader, network), samples, self.data.scale, self.session.poll, self.choices.at_once)
+        if self.plan.memory.evaluation > KEPT:  # steps have other sizes, and what they need comes on top of it
+            give_back()
+        return said
 
     def prepare(self, stage: Stage) -> Training:
         """The stage's modules and generators as they begin, or as the checkpoint has them."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
+KEPT = 128 * MIB
+"""A training process keeps what it frees in blocks up to this size (`kdcore/environment.py`) until it gives it back."""
 TRAINING = 1.5
 """A training step's peak over what its forward pass writes: 0.8 to 1.2, measured with MLPs and CNNs, with dropout,
 normalisation and augmentation."""

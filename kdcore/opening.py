@@ -27,7 +27,10 @@ from kdcore.stages import list_stages
 from kdcore.state import State, student_name, teacher_name
 from kdcore.teacher import load_weights, weights_file
 from kdcore.transfer import choose_samples
-from kdcore.trial import fitting, measured
+from kdcore.trial import fitting, half_times, measured
+
+SLOW = 1.5
+"""Times as long as float32's that products take in bf16 where the history says so; less is chance."""
 
 
 def choose_here(
@@ -113,6 +116,8 @@ def open_job(
         state.models[student_name("distill")] = state.models[INITIAL]
     if saved is not None:
         _tell(job, saved, header)
+    if saved is None or saved["choices"]["cpu"] != cpu_name():
+        _tell_slow(job)
     return job
 
 
@@ -128,6 +133,12 @@ def transferred(spec: JobSpec, data: Dataset) -> int:
     if spec.transfer.is_whole:
         return len(data.train)
     return len(choose_samples(spec.transfer, data.train.labels, data.facts.classes)[0])
+
+
+def _tell_slow(job: Job) -> None:
+    """A line of history: the spec's precision is slower than float32 on this processor."""
+    if job.choices.precision == "bf16" and job.choices.device == "cpu" and (times := half_times()) > SLOW:
+        job.reporter.event("slow_precision", {"precision": "bf16", "times": round(times, 1)})
 
 
 def _tell(job: Job, saved: Mapping[str, Any], header: Mapping[str, Any]) -> None:

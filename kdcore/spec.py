@@ -203,7 +203,7 @@ class JobSpec(Config):
     first: accuracy, macro_f1, mae or recall_at_1. `last`: none picks, the last epoch's weights are kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
-    """`bf16` runs forward passes under autocast; weights stay float32."""
+    """`bf16` runs forward passes under autocast; weights stay float32. Slow on many CPUs: event `slow_precision`."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher runs first."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)

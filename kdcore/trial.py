@@ -38,6 +38,9 @@ ROUNDS = 3
 ROUND_SECONDS = 0.02
 """Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""
 
+HALF_SIZE = 256
+"""Rows and columns of the matrices whose product bf16 and float32 are compared by."""
+
 Products = Literal["highest", "medium"]
 """torch's float32 matmul precision, as in `Choices.products`."""
 Way = tuple[int, Products]
@@ -177,7 +180,7 @@ def answers(spec: JobSpec, plan: Plan, choices: Choices, most: int) -> Callable[
     return answer
 
 
-def seconds_of(step: Callable[[], None], steps: int) -> float:
+def seconds_of(step: Callable[[], object], steps: int) -> float:
     """Of one of so many steps in a row, the mean."""
     began = time.perf_counter()
     for _ in range(steps):
@@ -229,3 +232,12 @@ def largest(spec: JobSpec, plan: Plan, choices: Choices) -> Tried:
 def precision(choices: Choices) -> AbstractContextManager[object]:
     """Of a forward pass."""
     return torch.autocast(choices.device, torch.bfloat16) if choices.precision == "bf16" else nullcontext()
+
+
+def half_times() -> float:
+    """Times as long as in float32 that this CPU takes for a product in bf16: many, where it has no instructions for
+    it."""
+    drawn = torch.Generator().manual_seed(0)
+    left, right = torch.rand(2, HALF_SIZE, HALF_SIZE, generator=drawn).unbind()
+    half, full = partial(torch.mm, left.bfloat16(), right.bfloat16()), partial(torch.mm, left, right)
+    return statistics.median(seconds_of(half, 1) / seconds_of(full, 1) for _ in range(ROUNDS))

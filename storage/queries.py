@@ -1,11 +1,10 @@
 """What the API shows of jobs: one, a page, and what belongs to them. Read-only; owners see their own."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, Row, Text, bindparam, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from storage import workers
@@ -20,7 +19,14 @@ _ONE = select(Job).where(_OWNED)
 """Made once: SQLAlchemy takes longer to build this question than SQLite to answer it."""
 _ONE_KEPT = _ONE.with_for_update(read=True)
 _OF_IDS = Job.id.in_(bindparam("ids", expanding=True))
-_ROWS = select(Job.__table__).where(_OF_IDS)
+JSON_COLUMNS = frozenset({"choices", "error", "plan", "progress", "result", "spec"})
+_SHOWN = (
+    *(Job.id, Job.owner, Job.name, Job.status, Job.request, Job.stage, Job.attempt),
+    *(Job.created_at, Job.updated_at, Job.started_at, Job.finished_at),
+    *(cast(getattr(Job, name), Text).label(name) for name in sorted(JSON_COLUMNS)),
+)
+"""Nothing that changes while all that is shown stays, as a lease does."""
+_ROWS = select(*_SHOWN).where(_OF_IDS)
 _OTHER = aliased(Job)
 _AHEAD = select(func.count()).select_from(_OTHER).where(
     _OTHER.status == Status.QUEUED,
@@ -28,6 +34,9 @@ _AHEAD = select(func.count()).select_from(_OTHER).where(
 )  # fmt: skip
 _PLACES = select(
     Job.id,
+    Job.device,
+    Job.available_at,
+    Job.spec["spec_version"].as_string().label("spec_version"),
     _AHEAD.correlate(Job).scalar_subquery().label("ahead"),
     needed_bytes("cpu").label("cpu"),
     needed_bytes("cuda").label("cuda"),
@@ -52,7 +61,10 @@ def get_job(session: Session, job_id: str, owner: str, *, keep: bool = False) ->
 
 
 def read_jobs(connection: Connection, job_ids: Iterable[str]) -> list[Row[Any]]:
-    """Those of the jobs that there are, as bare rows: to be shown only, and to nobody but their `owner`."""
+    """Those of the jobs that there are, as bare rows: to be shown only, and to nobody but their `owner`.
+
+    What is in `JSON_COLUMNS` is text still: equal rows are shown alike, and need not be read twice.
+    """
     return list(connection.execute(_ROWS, {"ids": list(job_ids)}))
 
 
@@ -99,35 +111,30 @@ class Wait:
 
     position: int
     """Its place in the queue, from 1."""
-    tell: Callable[[], str]
-
-    @property
-    def reason(self) -> str:
-        """In words. Found when it is asked for: a job whose row cannot be understood must not hide the others."""
-        return self.tell()
+    reason: str
+    """In words."""
 
 
-def explain_waits(connection: Connection, jobs: Iterable[Job | Row[Any]], silence_seconds: float) -> dict[str, Wait]:
+def explain_waits(connection: Connection, job_ids: Collection[str], silence_seconds: float) -> dict[str, Wait]:
     """Where queued jobs stand, by their ids; one that was deleted meanwhile is absent.
 
     Args:
         silence_seconds: after which a worker counts as gone.
     """
-    waiting = {job.id: job for job in jobs}
-    if not waiting:
+    if not job_ids:
         return {}
     there = connection.execute(_WORKERS, {"within_seconds": silence_seconds}).all()
-    places = connection.execute(_PLACES, {"ids": list(waiting)})
-    return {place.id: Wait(place.ahead + 1, partial(_reason, waiting[place.id], place, there)) for place in places}
+    places = connection.execute(_PLACES, {"ids": list(job_ids)})
+    return {place.id: Wait(place.ahead + 1, _reason(place, there)) for place in places}
 
 
-def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> str:
+def _reason(job: Row[Any], there: Sequence[Row[Any]]) -> str:
     fitting = [w for w in there if w.device == "cuda" or job.device != "cuda"]
-    version = job.spec.get("spec_version", 1)
-    reading = [w for w in fitting if (w.spec_version or 1) >= version]
+    version = str(job.spec_version or 1)  # no number where another version of the API wrote so
+    reading = [w for w in fitting if version.isdecimal() and (w.spec_version or 1) >= int(version)]
 
     def need(worker: Row[Any]) -> float:
-        size: float = place.cuda if worker.device == "cuda" else place.cpu
+        size: float = job.cuda if worker.device == "cuda" else job.cpu
         return size
 
     large = [w for w in reading if need(w) <= w.memory_bytes]
@@ -137,8 +144,8 @@ def _reason(job: Job | Row[Any], place: Row[Any], there: Sequence[Row[Any]]) -> 
         reason = f"no worker with {job.device}"
     elif not reading:
         reason = f"no worker reads spec version {version}; upgrade the workers"
-    elif job.available_at > place.clock:
-        reason = f"waiting {job.available_at - place.clock:.0f} s after a failure"
+    elif job.available_at > job.clock:
+        reason = f"waiting {job.available_at - job.clock:.0f} s after a failure"
     elif all(w.status == "resting" for w in reading):
         reason = "no worker can train at the moment"
     elif all(w.status != "idle" for w in reading):

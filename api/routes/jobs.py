@@ -134,9 +134,9 @@ async def get_job(
     ended, or where `If-None-Match` shows that you have not seen its present state."""
     shown = await service.jobs.get(owner, job_id)
     seen = if_none_match is None or views.matches(if_none_match, shown.document.etag)
-    if wait > 0 and (job := shown.job).status not in TERMINAL and seen:
+    if wait > 0 and shown.state[0] not in TERMINAL and seen:
         with service.watcher.watching(job_id) as watch:
-            await wait_for_change(request, watch, (job.status, job.stage, job.request), wait)
+            await wait_for_change(request, watch, shown.state, wait)
         shown = await service.jobs.get(owner, job_id)
     if views.matches(if_none_match, shown.document.etag):
         return Response(status_code=304, headers={"ETag": shown.document.etag})
@@ -184,8 +184,8 @@ def retry_job(service: ServiceDep, owner: OwnerDep, job_id: JobIdDep) -> Respons
 def _act(service: Service, owner: str, job_id: str, action: str) -> Response:
     with service.database.write() as session:
         actions.request(session, job_id, owner, action)
-    shown = service.jobs.read(owner, job_id)
-    return views.answer(shown.document, background=_ring(service, shown.job))
+    job = service.jobs.read(owner, job_id).job
+    return views.answer(views.Document.of(job), background=_ring(service, job))
 
 
 def _ring(service: Service, job: schemas.Job) -> BackgroundTask | None:

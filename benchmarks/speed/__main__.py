@@ -99,8 +99,8 @@ def run_apart(name: str, arm: str, options: argparse.Namespace) -> dict[str, Any
     command += ["--data", str(options.data), "--work", str(options.work)]
     path = [str(options.torchdistill)] if options.torchdistill is not None else []
     given = {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    if arm.startswith("ours"):
-        given |= {"GOMP_SPINCOUNT": SPINS}  # as a training process has it
+    # Ours as a training process has it; importing what a training process imports must not give it to the others.
+    given |= {"GOMP_SPINCOUNT": SPINS} if arm.startswith("ours") else {"GLIBC_TUNABLES": ""}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=ARM_SECONDS, env=os.environ | given, check=False
     )

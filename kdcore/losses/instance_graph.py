@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
 from kdcore.losses.base import Batch, Context, Term
-from kdcore.losses.embedding import distances, embeddings
+from kdcore.losses.embedding import embeddings, squared_distances
 from kdcore.losses.pairing import LayersLossConfig, Pairs
 from kdcore.losses.pooling import pooled_alike
 
@@ -42,7 +42,7 @@ def instance_graph(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor
 
 def _edges(embedding: Tensor) -> Tensor:
     """(B, D) -> (B, B): squared distances, relative to the mean of the positive ones."""
-    squares = distances(embedding).square()
+    squares = squared_distances(embedding)
     return squares / (squares.sum() / (squares > 0).sum().clamp(min=1)).clamp(min=1e-12)
 
 

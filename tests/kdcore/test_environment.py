@@ -1,4 +1,4 @@
-"""How threads wait is said before torch is loaded, and whoever says it himself is obeyed."""
+"""How threads wait is said before torch is loaded, freed memory is kept, and whoever says it himself is obeyed."""
 
 import os
 import subprocess
@@ -22,7 +22,9 @@ print(seen[0])
 
 def said(script: str, given: dict[str, str]) -> str:
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GOMP_", "OMP_WAIT", "MALLOC_", "GLIBC"))
     }
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment | given, capture_output=True, text=True, timeout=60, check=True
@@ -40,3 +42,49 @@ def test_waiting(given: dict[str, str], spins: str) -> None:
 
 def test_the_command_says_it_before_torch_is_loaded() -> None:
     assert said(COMMAND, {}) == "3000"
+
+
+ACCEPTED = "import ctypes; print(getattr(ctypes.CDLL(None), 'mallopt', lambda *given: 0)(-3, 2**27))"
+FREED = """
+import ctypes, resource
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would be few
+import kdcore.environment
+pages = []
+for _ in range(4):
+    bytearray(64 * 2**20)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[-1] - pages[1] < 1000)
+"""
+"""Of 64 MiB, 16,384 pages of 4 KiB each time that the system gives them."""
+FAKE = """
+import ctypes
+asked = []
+class Library:
+    def mallopt(self, number, size):
+        asked.append(number)
+        return ANSWER
+ctypes.CDLL = lambda name: Library()
+import kdcore.environment
+print(asked)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, "True"), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, "False"), ({"GLIBC_TUNABLES": ""}, "False")],
+)
+def test_what_is_freed_is_kept(given: dict[str, str], kept: str) -> None:
+    if said(ACCEPTED, {}) != "1":
+        pytest.skip("this C library does not keep blocks as large")
+    assert said(FREED, given) == kept
+
+
+@pytest.mark.parametrize(("answer", "asked"), [("1", "[-3, -1]"), ("0", "[-3]")])
+def test_a_c_library_that_refuses_is_left_as_it_is(answer: str, asked: str) -> None:
+    assert said(FAKE.replace("ANSWER", answer), {}) == asked
+
+
+def test_another_c_library() -> None:
+    """It has no mallopt."""
+    script = "import ctypes; ctypes.CDLL = lambda name: object(); import kdcore.environment; print(True)"
+    assert said(script, {}) == "True"

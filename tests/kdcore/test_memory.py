@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdcore import export, memory, train
+from kdcore import export, job, memory, train
 from kdcore.data import DataError
 from kdcore.errors import TrainingError, data_errors, memory_errors
 from kdcore.memory import MIB, Need, cgroup_limit, room_here
@@ -220,3 +220,23 @@ def test_the_batch_size_that_is_named_fits_under_the_same_limit(tmp_path: Path) 
     assert named >= 64  # the advice is no joke
     modest = run(named)
     assert modest.returncode == 0, modest.stderr
+
+
+@pytest.mark.parametrize("kept", [0, 2**30])
+def test_what_a_large_evaluation_took_is_given_back(
+    light: Train, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """Or it would come on top of what the next steps need, whose blocks have other sizes."""
+    done: list[str] = []
+    predict = job.predict
+
+    def noted(*given: Any) -> torch.Tensor:
+        done.append("evaluated")
+        return predict(*given)
+
+    monkeypatch.setattr(job, "KEPT", kept)
+    monkeypatch.setattr(job, "predict", noted)
+    monkeypatch.setattr(job, "give_back", lambda: done.append("gave back"))
+    light(tiny)
+    assert len(done) >= 4
+    assert done == ["evaluated"] * len(done) if kept else ["evaluated", "gave back"] * (len(done) // 2)

@@ -1,11 +1,12 @@
 """Threads and products are chosen by what steps with them take."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from kdcore import trial
+from kdcore import opening, trial
 from kdcore.choices import Choices, choose
 from kdcore.models.mlp import MLP
 from kdcore.opening import choose_here
@@ -264,3 +265,33 @@ def test_evaluations_and_teachers_see_as_many_at_once_as_were_chosen(
     del tiny["stages"][0]["augment"]
     light(tiny, choices=choose_here(parse_spec(tiny)).model_copy(update={"at_once": 100}))
     assert asked == {100, 44}  # of 200 training samples, and of 144 to validate on
+
+
+def test_how_much_slower_bf16_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {torch.bfloat16: iter([9.0, 6.0, 90.0]), torch.float32: iter([3.0, 3.0, 3.0])}
+
+    def told(way: Callable[[], torch.Tensor], steps: int) -> float:
+        return next(taken[way().dtype])
+
+    monkeypatch.setattr(trial, "seconds_of", told)
+    before = torch.get_rng_state()
+    assert trial.half_times() == 3.0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "times", "said"),
+    [("bf16", 14.04, [{"precision": "bf16", "times": 14.0}]), ("bf16", 1.4, []), ("float32", 14.04, [])],
+)
+def test_a_processor_that_is_slow_at_bf16_is_told_of(
+    light: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, precision: str, times: float, said: list[Any]
+) -> None:
+    monkeypatch.setattr(opening, "half_times", lambda: times)
+    _, reporter = light({**tiny, "precision": precision})
+    assert [data for kind, data in reporter.events if kind == "slow_precision"] == said
+    resumed = reporter.checkpoints[-1].path
+    _, reporter = light({**tiny, "precision": precision}, resume=resumed)
+    assert "slow_precision" not in dict(reporter.events)  # said once
+    monkeypatch.setattr(opening, "cpu_name", lambda: "another")
+    _, reporter = light({**tiny, "precision": precision}, resume=resumed)
+    assert [data for kind, data in reporter.events if kind == "slow_precision"] == said

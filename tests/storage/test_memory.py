@@ -7,7 +7,6 @@ import pytest
 from storage import attempts, workers
 from storage.database import Database
 from storage.queries import explain_waits
-from storage.tables import Job
 from storage.workers import WorkerCard
 from tests.storage.conftest import Jobs
 
@@ -37,7 +36,7 @@ def claim(database: Database, card: WorkerCard) -> str | None:
 
 def reason(database: Database, job_id: str) -> str:
     with database.read() as session:
-        return explain_waits(session.connection(), [session.get_one(Job, job_id)], 60.0)[job_id].reason
+        return explain_waits(session.connection(), [job_id], 60.0)[job_id].reason
 
 
 def needing(jobs: Jobs, gib: float, copies: float = 0.0, **spec: Any) -> str:

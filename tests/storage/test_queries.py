@@ -113,7 +113,7 @@ def test_a_queued_job_says_why_it_waits(jobs, database):
 
     def why(job_id):
         with database.read() as session:
-            wait = explain_waits(session.connection(), [session.get_one(Job, job_id)], 60.0)[job_id]
+            wait = explain_waits(session.connection(), [job_id], 60.0)[job_id]
             return wait.position, wait.reason
 
     def hire(id, device, status):

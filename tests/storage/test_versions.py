@@ -33,7 +33,7 @@ def test_a_worker_claims_the_best_job_that_it_reads(jobs):
 
 def reason(jobs, job_id):
     with jobs.database.read() as session:
-        return queries.explain_waits(session.connection(), [jobs.get(job_id)], 60)[job_id].reason
+        return queries.explain_waits(session.connection(), [job_id], 60)[job_id].reason
 
 
 def test_a_job_says_that_no_worker_reads_its_spec(jobs):

@@ -1,6 +1,7 @@
 """A Celery child that dies, whatever lock it holds, is followed by one that works."""
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,20 @@ def waits(process: psutil.Process) -> bool:
     return process.status() == psutil.STATUS_SLEEPING and process.cpu_percent(0.3) == 0.0 and before.user > 0.1
 
 
+def end(pool: FreedPool) -> None:
+    """A child that is made while the pool is terminated hears nothing of it, and the pool would wait for ever."""
+    pool.terminate()
+    joining = threading.Thread(target=pool.join, daemon=True)
+    joining.start()
+    for _ in range(30):
+        joining.join(1)
+        if not joining.is_alive():
+            return
+        for child in list(pool._pool):
+            child.terminate()
+    raise AssertionError("the pool does not end")
+
+
 def pid_of_child() -> int:
     return psutil.Process().pid
 
@@ -49,5 +64,4 @@ def test_a_lock_that_died_with_a_child_is_free_for_the_next(lock: Callable[[Any]
         psutil.Process(first).kill()
         assert pool.apply_async(pid_of_child).get(timeout=60) != first
     finally:
-        pool.terminate()
-        pool.join()
+        end(pool)

@@ -63,7 +63,7 @@ def test_a_later_spec_waits_and_a_later_checkpoint_is_set_aside(
     waiting = rig.job(later)
     assert (waiting.status, waiting.attempt) == ("queued", 0)
     with rig.database.read() as session:
-        wait = queries.explain_waits(session.connection(), [waiting], 60)[waiting.id]
+        wait = queries.explain_waits(session.connection(), [waiting.id], 60)[waiting.id]
     assert wait.reason == f"no worker reads spec version {NEXT}; upgrade the workers"
 
 
