@@ -37,6 +37,8 @@ SPEC: dict[str, Any] = {
     "baseline": False,
     "checkpoint": {"every_steps": 100},
 }
+SOON = 5.0
+"""Seconds: less than anything that a worker waits for (a drain, a lease, a hang), on a machine that is busy, too."""
 ENDLESS = SPEC | {"stages": [{"epochs": 100_000}]}
 
 

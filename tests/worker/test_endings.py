@@ -14,7 +14,7 @@ from storage.lifecycle import Fence
 from storage.tables import Job
 from tests.conftest import embedded
 
-from .conftest import ENDLESS, SPEC, Rig, alive
+from .conftest import ENDLESS, SOON, SPEC, Rig, alive
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_job_runs_on_the_warm_spare_and_another_takes_its_place(busy: Busy) ->
     rig.until(lambda: len(rig.trainings(worker)) == 2)
     rig.ask(job_id, "cancel")
     rig.until_status(job_id, "cancelled")
-    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < 1.0
+    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < SOON
     rig.until(lambda: not alive(spare), 5)
 
 
@@ -114,7 +114,7 @@ def test_a_hang_is_tried_again_and_a_hung_job_can_be_cancelled(busy: Busy) -> No
         rig.trainings(worker)[0].suspend()
     rig.ask(job_id, "cancel")
     rig.until_status(job_id, "cancelled")
-    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < 2.0
+    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < SOON
 
 
 def test_a_stale_attempt_stops_itself(busy: Busy) -> None:

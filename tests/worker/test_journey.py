@@ -11,7 +11,7 @@ from kdcore.reporter import RecordingReporter
 from storage import queries
 from storage.blobs import BlobStore
 
-from .conftest import SPEC, Rig, alive
+from .conftest import SOON, SPEC, Rig, alive
 
 
 def test_a_job_survives_what_can_happen(rig: Rig, undisturbed: tuple[str, RecordingReporter]) -> None:
@@ -38,7 +38,7 @@ def is_paused(rig: Rig, job_id: str) -> None:
     rig.until_training(job_id)
     rig.ask(job_id, "pause")
     assert rig.until_status(job_id, "paused").failures == 0
-    assert rig.last(job_id, "paused").at - rig.last(job_id, "pause_requested").at < 1.0
+    assert rig.last(job_id, "paused").at - rig.last(job_id, "pause_requested").at < SOON
     rig.until(lambda: rig.idle() == 1)
     with rig.database.read() as session:
         checkpoint = queries.list_checkpoints(session, job_id)[0]

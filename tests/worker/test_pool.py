@@ -1,8 +1,10 @@
 """A Celery child that dies, whatever lock it holds, is followed by one that works."""
 
+import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -33,17 +35,28 @@ def waits(process: psutil.Process) -> bool:
     return process.status() == psutil.STATUS_SLEEPING and process.cpu_percent(0.3) == 0.0 and before.user > 0.1
 
 
+@contextlib.contextmanager
+def pool_of_one() -> Iterator[FreedPool]:
+    """Its end is bounded: a child made while the pool is terminated hears nothing of it, and is waited for."""
+    pool = FreedPool(1)
+    try:
+        yield pool
+    finally:
+        end(pool)
+
+
 def end(pool: FreedPool) -> None:
-    """A child that is made while the pool is terminated hears nothing of it, and the pool would wait for ever."""
-    pool.terminate()
-    joining = threading.Thread(target=pool.join, daemon=True)
-    joining.start()
+    ending = threading.Thread(target=lambda: (pool.terminate(), pool.join()), daemon=True)
+    ending.start()
     for _ in range(30):
-        joining.join(1)
-        if not joining.is_alive():
+        ending.join(1)
+        if not ending.is_alive():
             return
         for child in list(pool._pool):
             child.terminate()
+            child.join(5)
+        pool._inqueue._rlock.acquire(False)
+        pool._inqueue._rlock.release()
     raise AssertionError("the pool does not end")
 
 
@@ -57,11 +70,23 @@ def pid_of_child() -> int:
     ids=["of messages", "of results"],
 )
 def test_a_lock_that_died_with_a_child_is_free_for_the_next(lock: Callable[[Any], Any]) -> None:
-    pool = FreedPool(1)
-    try:
+    with pool_of_one() as pool:
         first = pool.apply_async(pid_of_child).get(timeout=60)
         lock(pool).acquire(False)
         psutil.Process(first).kill()
         assert pool.apply_async(pid_of_child).get(timeout=60) != first
-    finally:
-        end(pool)
+
+
+@pytest.mark.parametrize("taken", [4, 100, 1 << 16], ids=["its head", "a part", "all of it"])
+def test_a_message_that_a_dying_child_took_with_it_is_heard_by_the_next(taken: int) -> None:
+    """A read that waits for the processor while the child is killed takes what came into the pipe in between."""
+    with pool_of_one() as pool:
+        first = psutil.Process(pool.apply_async(pid_of_child).get(timeout=60))
+        first.suspend()
+        answer = pool.apply_async(pid_of_child)
+        reader = pool._inqueue._reader
+        assert reader.poll(60)
+        assert len(os.read(reader.fileno(), taken)) <= taken
+        first.kill()
+        assert answer.get(timeout=60) != first.pid
+        assert not pool._unheard()
