@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,8 @@ class Case:
     """With the teacher to be trained, where the arms need its weights."""
     targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """How many times faster an arm has to be, by arm and peer."""
-    limit: tuple[str, str] | None = None
-    """The arm that is the machine's limit, and the one whose share of it is told."""
+    limits: Sequence[tuple[str, str]] = ()
+    """Arms that are the machine's limit, each with the one whose share of it is told."""
 
 
 def ours(document: dict[str, Any], stage: str | None = None, *, whole: bool = False, last_epoch: bool = False) -> Arm:

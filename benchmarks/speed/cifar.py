@@ -25,9 +25,9 @@ W2_STUDENTS: dict[str, dict[str, Any]] = {
 SGD: dict[str, Any] = {"type": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def w2(student: str, **stage: Any) -> dict[str, Any]:
+def w2(student: str, samples: int = W2_SAMPLES, **stage: Any) -> dict[str, Any]:
     return {
-        "data": {"type": "cifar10", "validation": 500, "train_samples": W2_SAMPLES},
+        "data": {"type": "cifar10", "validation": 500, "train_samples": samples},
         "teachers": [{"model": W2_TEACHER, "train": {"epochs": 1, "optimizer": SGD, "batch_size": 64}}],
         "student": {"model": W2_STUDENTS[student]},
         "stages": [{"epochs": 1, "batch_size": 64, "optimizer": SGD, **stage}],
@@ -63,18 +63,20 @@ class Pictures(torch.utils.data.Dataset[Any]):
         return self.each(Image.fromarray(self.pixels[place])), self.labels[place]
 
 
-def w2_tutorial(student: str) -> Arm:
+def w2_tutorial(student: str, samples: int = W2_SAMPLES, epochs: int = 1) -> Arm:
     def arm(place: Place) -> Run:
-        spec = parse_spec(w2(student))
+        spec = parse_spec(w2(student, samples))
         data = spec.data.load(Places(place.data))
         model, teacher = networks(spec, data, place)
         pictures = Pictures(data.train.inputs, data.train.labels, data.facts.mean, data.facts.std)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
         began = time.perf_counter()
-        tutorial(model, teacher, pictures, optimizer, epochs=1, batch_size=64, temperature=4.0, alpha=0.9)
+        tutorial(model, teacher, pictures, optimizer, epochs=epochs, batch_size=64, temperature=4.0, alpha=0.9)
         seconds = time.perf_counter() - began
         normalised = Classifier(Normalise(data.facts), model)
-        return Run(seconds, len(data.train), accuracy(predict(normalised, data.test, data.scale), data.test.labels))
+        return Run(
+            seconds, epochs * len(data.train), accuracy(predict(normalised, data.test, data.scale), data.test.labels)
+        )
 
     return arm
 
@@ -116,14 +118,41 @@ def w2_case(student: str, target: float, kept: float) -> Case:
             "ours, bf16": ours(given(cropped, precision="bf16"), "distill-1"),
             "ours, bf16, four views kept": ours(given(w2(student, **VIEWS), precision="bf16"), "distill-1"),
             "bare convolutions": limit(w2(student)),
+            "bare convolutions of the student": limit(w2(student), teacher=False),
         },
         w2(student),
         {"ours, bf16": {"tutorial": target}, "ours, bf16, four views kept": {"tutorial": kept}},
-        ("bare convolutions", "ours, bf16"),
+        [
+            ("bare convolutions", "ours, bf16"),
+            ("bare convolutions of the student", "ours, bf16, four views kept"),
+        ],
+    )
+
+
+def w2_quality() -> Case:
+    """The quicker pair for so long that its students have learnt something, which 30 steps cannot tell, and so has the
+    teacher. Each side's last weights count."""
+    student, samples, epochs = "wrn_16_1", 12_800, 3
+    document = {**w2(student, samples, epochs=epochs), "precision": "bf16", "select_by": "last"}
+    document["teachers"] = [{**document["teachers"][0], "train": {**document["teachers"][0]["train"], "epochs": 2}}]
+
+    def long(**stage: Any) -> dict[str, Any]:
+        return given({**document, "stages": [{**document["stages"][0], **stage}]})
+
+    return Case(
+        f"W2: WRN-40-2 → {student}, {epochs} epochs of {samples:,} samples: what each student has learnt",
+        {
+            "tutorial": w2_tutorial(student, samples, epochs),
+            "ours, float32": ours({**long(**CROP), "precision": "float32"}, "distill-1"),
+            "ours, bf16": ours(long(**CROP), "distill-1"),
+            "ours, bf16, four views kept": ours(long(**VIEWS), "distill-1"),
+        },
+        document,
     )
 
 
 CIFAR_CASES: dict[str, Case] = {
     "w2-resnet8x4": w2_case("resnet8x4", 2.3, 3.4),
     "w2-wrn-16-1": w2_case("wrn_16_1", 2.9, 7.0),
+    "w2quality-wrn-16-1": w2_quality(),
 }

@@ -228,7 +228,7 @@ MNIST_CASES: dict[str, Case] = {
             "ours, teacher every step": {"tutorial": 2.0},
             "ours, jittered": {"tutorial": 2.0},
         },
-        ("bare products", "ours, teacher every step"),
+        [("bare products", "ours, teacher every step")],
     ),
     "w1-teacher": Case(
         "W1: training the teacher 784-1200-1200-10 with dropout, batch 32",
@@ -243,7 +243,7 @@ MNIST_CASES: dict[str, Case] = {
         },
         W1,
         {"ours": {"tutorial": 3.0}},
-        ("bare products and updates", "ours"),
+        [("bare products and updates", "ours")],
     ),
     "w1-job": Case(
         "W1: the whole job: teacher, baseline and student, two epochs each, evaluation, export",

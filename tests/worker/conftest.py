@@ -205,6 +205,16 @@ class Rig:
                 process.kill()
 
 
+def freeze(process: psutil.Process) -> None:
+    """Stop it, and return when each of its threads stands still: one that has not had the processor since may still be
+    given a lock that it waits for."""
+    process.suspend()
+    deadline = time.monotonic() + PATIENCE
+    while any(psutil.Process(each.id).status() != psutil.STATUS_STOPPED for each in process.threads()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def alive(process: psutil.Process) -> bool:
     """Neither gone nor a zombie."""
     try:

@@ -14,7 +14,7 @@ from storage.lifecycle import Fence
 from storage.tables import Job
 from tests.conftest import embedded
 
-from .conftest import ENDLESS, SOON, SPEC, Rig, alive
+from .conftest import ENDLESS, SOON, SPEC, Rig, alive, freeze
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,13 @@ def test_a_hang_is_tried_again_and_a_hung_job_can_be_cancelled(busy: Busy) -> No
     rig.until_training(job_id)
     long_ago = Job.stepped_at - 2 * rig.settings.stall_seconds  # nobody waits ten minutes here
     with rig.database.write() as session:  # whoever is stopped while it writes keeps SQLite from all others
-        rig.trainings(worker)[0].suspend()
+        freeze(rig.trainings(worker)[0])
         session.execute(update(Job).where(Job.id == job_id).values(stepped_at=long_ago))
     rig.until(lambda: rig.job(job_id).attempt == 2)
     assert rig.last(job_id, "requeued").data["error"]["code"] == "stalled"
     rig.until_training(job_id)
     with rig.database.write():
-        rig.trainings(worker)[0].suspend()
+        freeze(rig.trainings(worker)[0])
     rig.ask(job_id, "cancel")
     rig.until_status(job_id, "cancelled")
     assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < SOON

@@ -7,7 +7,7 @@ import pytest
 
 from storage.tables import Job
 
-from .conftest import ENDLESS, Rig
+from .conftest import ENDLESS, Rig, freeze
 
 pytestmark = pytest.mark.parametrize("settings", ["embedded"], indirect=True)
 DRAIN_SECONDS = 1.0
@@ -20,10 +20,10 @@ def hasty(rig: Rig) -> Rig:
     return rig
 
 
-def freeze(rig: Rig, training: psutil.Process) -> None:
+def hang(rig: Rig, training: psutil.Process) -> None:
     """Not while it writes: that would keep SQLite from all others."""
     with rig.database.write():
-        training.suspend()
+        freeze(training)
 
 
 def last_checkpoint(rig: Rig, job_id: str) -> float:
@@ -37,7 +37,7 @@ def test_a_pause_waits_for_a_checkpoint_that_takes_long(hasty: Rig) -> None:
     job_id = rig.submit(ENDLESS)
     rig.until_training(job_id)
     (training,) = rig.trainings(worker)
-    freeze(rig, training)
+    hang(rig, training)
     rig.ask(job_id, "pause")
     time.sleep(DRAIN_SECONDS + 2)
     assert rig.job(job_id).status == "running"
@@ -51,7 +51,7 @@ def test_a_worker_that_ends_does_not_wait_for_a_pause_any_longer_than_for_a_drai
     worker = rig.start()
     job_id = rig.submit(ENDLESS)
     rig.until_training(job_id)
-    freeze(rig, rig.trainings(worker)[0])
+    hang(rig, rig.trainings(worker)[0])
     rig.ask(job_id, "pause")
     assert rig.stop(worker) < DRAIN_SECONDS + 10
     job = rig.job(job_id)
@@ -64,7 +64,7 @@ def test_a_pause_does_not_wait_for_what_has_nothing_to_save(hasty: Rig) -> None:
     rig.settings = rig.settings.model_copy(update={"warm_spare": True})
     worker = rig.start()
     (spare,) = rig.trainings(worker)
-    spare.suspend()
+    freeze(spare)
     job_id = rig.submit(ENDLESS)
     rig.until_status(job_id, "running")
     rig.ask(job_id, "pause")
