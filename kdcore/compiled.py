@@ -5,6 +5,7 @@ What such a step takes is not arithmetic but the hundred calls it is made of, an
 Sums are made in another order than the loop's: equal within rounding, and the job's choices say that it was so.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -36,7 +37,11 @@ LOSSES = frozenset(
 
 Moments = dict[str, list[Tensor]]
 """An optimizer's state, by its name, in the order of the parameters."""
-Rule = Callable[[dict[str, Any], list[Tensor], list[Tensor], Moments, Tensor, Tensor], None]
+Scales = Callable[[dict[str, Any], int, float], tuple[float, ...]]
+"""Of an optimizer's options, the number of the step (from 1) and the learning rate: what is one number for all weights.
+Inside the graph it would be computed anew for every few of them."""
+Rule = Callable[[dict[str, Any], list[Tensor], list[Tensor], Moments, Tensor], None]
+"""The update of the parameters, given their gradients, in place; the scales are float32, one dimension."""
 
 
 def compiled_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | None":
@@ -88,10 +93,8 @@ class CompiledStep:
         self._names = list(named)
         self._parameters = [each.detach() for each in named.values()]
         self._moments, self._counts = _state(training.optimizer, list(named.values()))
-        self._count = self._counts[0]
-        self._told: tuple[float, ...] = ()
-        """The learning rate and the weights that `_rate` and `_weights` hold."""
-        self._rule = RULES[type(training.optimizer)]
+        self._number = int(self._counts[0])
+        self._scales, self._rule = RULES[type(training.optimizer)]
         import torch._dynamo  # takes a second, and most jobs do without
 
         torch._dynamo.reset()  # what earlier stages compiled is not needed, and counts against a limit
@@ -108,12 +111,11 @@ class CompiledStep:
         Returns:
             Each term's raw loss, and the loss; none for a step that is left to the loop: nothing has changed then.
         """
+        self._number += 1  # a step that is left to the loop counts as well
         if self._failed or len(seen.indices) != self._size:
             return None
-        if self._told != (rate, *weights):
-            self._told = (rate, *weights)
-            self._weights, self._rate = torch.tensor(weights), torch.tensor(rate, dtype=torch.float64)
-        state = (self._parameters, self._moments, self._count, self._weights, self._rate)
+        numbers = torch.tensor([*weights, *self._scales(self._group, self._number, rate)], dtype=torch.float32)
+        state = (self._parameters, self._moments, numbers)
         with torch.no_grad(), unguarded() if self._is_made else _compiler(self._places):
             try:
                 self._counts.add_(1)
@@ -130,9 +132,12 @@ class CompiledStep:
         return list(values.unbind())
 
     def _step(
-        self, parameters: list[Tensor], moments: Moments, count: Tensor, weights: Tensor, rate: Tensor,
+        self, parameters: list[Tensor], moments: Moments, numbers: Tensor,
         inputs: Tensor, labels: Tensor | None, indices: Tensor, teachers: Sequence[Views],
     ) -> Tensor:  # fmt: skip
+        """`numbers`: of each term its weight, then the optimizer's scales."""
+        weights, scales = numbers[: len(self._terms)], numbers[len(self._terms) :]
+
         def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             views = functional_call(self._model, dict(named), (inputs,))
             seen = Batch({name: view.float() for name, view in views.items()}, teachers, labels, indices, inputs)
@@ -141,7 +146,7 @@ class CompiledStep:
             return total, torch.cat([raw, total[None]]).detach()
 
         found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
-        self._rule(self._group, parameters, [found[name] for name in self._names], moments, count, rate)
+        self._rule(self._group, parameters, [found[name] for name in self._names], moments, scales)
         return cast(Tensor, values)
 
 
@@ -197,29 +202,36 @@ def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> 
     return {name: [state[name] for state in states] for name in names}, counts(states) if counting else torch.zeros(1)
 
 
+def _adam_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float, ...]:
+    """The step size and the root of what Adam divides by, both without the bias of the first steps (Kingma and Ba,
+    2015, section 2), and what AdamW leaves of a weight."""
+    beta1, beta2 = group["betas"]
+    return rate / (1 - beta1**number), math.sqrt(1 - beta2**number), 1 - rate * group["weight_decay"]
+
+
 def _adam(
-    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, count: Tensor,
-    rate: Tensor,
-) -> None:  # fmt: skip
+    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, scales: Tensor
+) -> None:
     (beta1, beta2), decay, decoupled = group["betas"], group["weight_decay"], group["decoupled_weight_decay"]
-    size = rate / (1 - beta1 ** count.double())
-    root = (1 - beta2 ** count.double()).sqrt()
+    size, root, left = scales.unbind()
     for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         mean, square = moments["exp_avg"][place], moments["exp_avg_sq"][place]
         if decay and decoupled:
-            parameter.mul_((1 - rate * decay).to(parameter.dtype))
+            parameter.mul_(left)
         elif decay:
             gradient = gradient + decay * parameter
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        below = square.sqrt() / root.to(square.dtype) + group["eps"]
-        parameter.sub_(size.to(mean.dtype) * mean / below)
+        parameter.sub_(size * mean / (square.sqrt() / root + group["eps"]))
+
+
+def _sgd_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float, ...]:
+    return (rate,)
 
 
 def _sgd(
-    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, count: Tensor,
-    rate: Tensor,
-) -> None:  # fmt: skip
+    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, scales: Tensor
+) -> None:
     momentum, decay = group["momentum"], group["weight_decay"]
     for parameter, gradient, buffer in zip(parameters, gradients, moments["momentum_buffer"], strict=True):
         if decay:
@@ -227,8 +239,12 @@ def _sgd(
         if momentum:
             buffer.mul_(momentum).add_(gradient)
             gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-        parameter.sub_(rate.to(parameter.dtype) * gradient)
+        parameter.sub_(scales[0] * gradient)
 
 
-RULES: dict[type, Rule] = {torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.SGD: _sgd}
+RULES: dict[type, tuple[Scales, Rule]] = {
+    torch.optim.Adam: (_adam_scales, _adam),
+    torch.optim.AdamW: (_adam_scales, _adam),
+    torch.optim.SGD: (_sgd_scales, _sgd),
+}
 """What the optimizers of `kdcore/optim.py` do in a step."""
