@@ -188,7 +188,7 @@ def test_readiness_that_hangs_takes_no_thread_of_other_requests(
             time.sleep(0.3)
             begun = time.monotonic()
             assert files_client.get("/jobs").status_code == 200
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 10  # of the 30 that it hangs
         finally:
             release.set()
         assert {each.result().status_code for each in asked} == {503}
