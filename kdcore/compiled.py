@@ -93,7 +93,7 @@ class CompiledStep:
         self._names = list(named)
         self._parameters = [each.detach() for each in named.values()]
         self._moments, self._counts = _state(training.optimizer, list(named.values()))
-        self._number = int(self._counts[0])
+        self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
         import torch._dynamo  # takes a second, and most jobs do without
 
@@ -111,10 +111,9 @@ class CompiledStep:
         Returns:
             Each term's raw loss, and the loss; none for a step that is left to the loop: nothing has changed then.
         """
-        self._number += 1  # a step that is left to the loop counts as well
         if self._failed or len(seen.indices) != self._size:
             return None
-        numbers = torch.tensor([*weights, *self._scales(self._group, self._number, rate)], dtype=torch.float32)
+        numbers = torch.tensor([*weights, *self._scales(self._group, int(self._count) + 1, rate)], dtype=torch.float32)
         state = (self._parameters, self._moments, numbers)
         with torch.no_grad(), unguarded() if self._is_made else _compiler(self._places):
             try:

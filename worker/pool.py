@@ -17,7 +17,8 @@ from celery.concurrency.prefork import TaskPool
 
 class FreedPool(Pool):  # type: ignore[misc]
     """Before a child is started where none is left, both locks are free: the parent takes them only at its end. What
-    no child has said to have heard is in the pipe again, and may be heard twice where it is sent at that very moment.
+    no child has said to have heard is in the pipe again, and is heard twice where it is sent at that very moment, or a
+    child said so as it died: a doorbell may ring twice.
     """
 
     def _setup_queues(self) -> None:
@@ -38,12 +39,12 @@ class FreedPool(Pool):  # type: ignore[misc]
 
     def _create_worker_process(self, i: int) -> Any:
         if not self._pool:
-            for lock in (self._inqueue._rlock, self._outqueue._wlock):
-                lock.acquire(False)  # of a semaphore, which any process may release
-                lock.release()
             while self._inqueue._reader.poll(0):  # also what is left of a message that was read by half
                 os.read(self._inqueue._reader.fileno(), 65536)
-            for message in self._unheard():
+            for lock in (self._inqueue._rlock, self._outqueue._wlock):  # not before: who ends the pool waits for one
+                lock.acquire(False)  # of a semaphore, which any process may release
+                lock.release()
+            for message in self._unheard():  # one or two of a kilobyte, which the pipe holds until the child reads
                 self._send(message)
         return super()._create_worker_process(i)
 

@@ -130,8 +130,8 @@ def w2_case(student: str, target: float, kept: float) -> Case:
 
 
 def w2_quality() -> Case:
-    """The quicker pair for so long that its students have learnt something, which 30 steps cannot tell, and so has the
-    teacher. Each side's last weights count."""
+    """The quicker pair for so long that its students have learnt something; 30 steps cannot show that. The teacher is
+    trained longer, too. Each side's last weights count."""
     student, samples, epochs = "wrn_16_1", 12_800, 3
     document = {**w2(student, samples, epochs=epochs), "precision": "bf16", "select_by": "last"}
     document["teachers"] = [{**document["teachers"][0], "train": {**document["teachers"][0]["train"], "epochs": 2}}]

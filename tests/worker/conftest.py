@@ -38,7 +38,7 @@ SPEC: dict[str, Any] = {
     "checkpoint": {"every_steps": 100},
 }
 SOON = 5.0
-"""Seconds: less than anything that a worker waits for (a drain, a lease, a hang), on a machine that is busy, too."""
+"""Seconds: less than a drain, a lease or a hang takes, on a machine that is busy, too."""
 ENDLESS = SPEC | {"stages": [{"epochs": 100_000}]}
 
 
@@ -210,9 +210,16 @@ def freeze(process: psutil.Process) -> None:
     given a lock that it waits for."""
     process.suspend()
     deadline = time.monotonic() + PATIENCE
-    while any(psutil.Process(each.id).status() != psutil.STATUS_STOPPED for each in process.threads()):
+    while any(state_of(each.id) != psutil.STATUS_STOPPED for each in process.threads()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def state_of(thread: int) -> str:
+    try:
+        return psutil.Process(thread).status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_STOPPED  # it has ended
 
 
 def alive(process: psutil.Process) -> bool:
