@@ -24,10 +24,12 @@ faults: $(STAMP)  ## kill, cut and fill what a service needs, and see that no jo
 	$(BIN)/python -m tests.faults --form $(FORM) --rounds $(ROUNDS) --seed $(SEED)
 
 DATA ?= data
+TORCHDISTILL ?=
 MEASURE := imports queries api_rate service
-bench: $(STAMP)  ## every comparison: tables here, JSON in benchmarks/results; DATA is where MNIST and CIFAR-10 lie
+bench: $(STAMP)  ## every comparison: tables here, JSON in benchmarks/results; DATA is where MNIST, CIFAR-10 and AG News lie
 	@set -e; for name in $(MEASURE); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
-	$(BIN)/python -m benchmarks.speed --data $(DATA)
+	$(BIN)/python -m benchmarks.speed --data $(DATA) $(if $(TORCHDISTILL),--torchdistill $(TORCHDISTILL))
+	$(BIN)/python -m benchmarks.speed.losses --data $(DATA)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

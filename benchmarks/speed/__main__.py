@@ -4,7 +4,7 @@
 
 Every arm of every round runs in a process of its own, which begins to measure when everything is imported and read. The
 folder for torchdistill is where it was put by `pip install --no-deps --target FOLDER torchdistill`; left out, that arm
-is too. Results are written after each round; what is there is not run again.
+is too. Results are written after each arm; with `--resume`, what is there of this machine is not run again.
 """
 
 import argparse
@@ -41,12 +41,15 @@ def main() -> None:
     parser.add_argument("--torchdistill", type=Path, help="where torchdistill was put")
     parser.add_argument("--work", type=Path, default=Path("distilled-speed"), help="for the teachers")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--resume", action="store_true", help="run what --out lacks, which this machine wrote")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm is not None:
         print(json.dumps(asdict(CASES[options.case[0]].arms[options.arm](place_of(options, options.case[0])))))
         return
-    results = json.loads(options.out.read_text()) if options.out.exists() else begin(options)
+    results = json.loads(options.out.read_text()) if options.resume else begin(options)
+    if results["machine"] != machine():
+        parser.error(f"--resume: {options.out} is of another machine, {results['machine']}; leave --resume out")
     for name in options.case or CASES:
         make_teacher(CASES[name], place_of(options, name))
     for number in range(options.rounds):

@@ -72,20 +72,33 @@ def write_mnist(root: Path) -> None:
             (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
 
 
-def test_the_loop_beside_others(tmp_path: Path) -> None:
-    write_mnist(tmp_path)
-    out, work = tmp_path / "out.json", tmp_path / "work"
-    given = ["--data", str(tmp_path), "--work", str(work), "--out", str(out), "--case", "w1-teacher", "--rounds", "1"]
-    done = subprocess.run(
+def beside_others(*given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", *given],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
+
+
+def test_the_loop_beside_others(tmp_path: Path) -> None:
+    """And nothing of it is measured again by whoever resumes it here, nor gone on with elsewhere."""
+    write_mnist(tmp_path)
+    out, work = tmp_path / "out.json", tmp_path / "work"
+    given = ["--data", str(tmp_path), "--work", str(work), "--out", str(out), "--case", "w1-teacher", "--rounds", "1"]
+    done = beside_others(*given)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads(out.read_text())["runs"]["w1-teacher"]
-    assert {name: run["seconds"] > 0 for name, (run,) in runs.items()} == dict.fromkeys(
+    found = json.loads(out.read_text())
+    assert {name: run["seconds"] > 0 for name, (run,) in found["runs"]["w1-teacher"].items()} == dict.fromkeys(
         ("tutorial", "expert", "ours", "bare products and updates"), True
     )
     assert "of the machine's limit" in done.stdout
+
+    resumed = beside_others(*given, "--resume")
+    assert resumed.stdout == done.stdout
+    assert json.loads(out.read_text()) == found
+    out.write_text(json.dumps(found | {"machine": found["machine"] | {"cores": 1024}}))
+    refused = beside_others(*given, "--resume")
+    assert refused.returncode == 2
+    assert "is of another machine" in refused.stderr
 
 
 @pytest.mark.skipif(not THOROUGH, reason="DISTILLERY_TEST_THOROUGH=1 runs it")
