@@ -9,7 +9,7 @@ from typing import Literal, cast
 import structlog
 from sqlalchemy import select
 
-from kdcore.memory import PROCESS, SMALLER, Need
+from kdcore.memory import KEPT, PROCESS, SMALLER, Need
 from kdcore.reporter import Request
 from storage import attempts
 from storage.errors import StaleAttemptError
@@ -55,8 +55,8 @@ class Limits:
         return f"{what}; {self.advise(self.max_memory)}"
 
     def advise(self, memory: int) -> str:
-        """What to do about a job for which so many bytes were not enough."""
-        return self.need.advise(self.batch_size, memory - PROCESS) if self.need is not None else SMALLER
+        """What to do about a job for which so many resident bytes were not enough: what it keeps is among them."""
+        return self.need.advise(self.batch_size, memory - PROCESS - KEPT) if self.need is not None else SMALLER
 
 
 @dataclass(frozen=True)
