@@ -8,7 +8,8 @@ Sums are made in another order than the loop's: equal within rounding, and the j
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -35,12 +36,15 @@ LOSSES = frozenset(
 )  # fmt: skip
 """Those that are functions of one batch's outputs alone."""
 
-Moments = dict[str, list[Tensor]]
+Made = Callable[..., Tensor]
+"""A compiled graph, called with its tensors one by one."""
+Backend = Callable[[torch.fx.GraphModule, Sequence[Tensor]], Made]
+Moments = dict[str, Sequence[Tensor]]
 """An optimizer's state, by its name, in the order of the parameters."""
 Scales = Callable[[dict[str, Any], int, float], tuple[float, ...]]
 """Of an optimizer's options, the number of the step (from 1) and the learning rate: what is one number for all weights.
 Inside the graph it would be computed anew for every few of them."""
-Rule = Callable[[dict[str, Any], list[Tensor], list[Tensor], Moments, Tensor], None]
+Rule = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor], Moments, Tensor], None]
 """The update of the parameters, given their gradients, in place; the scales are float32, one dimension."""
 
 
@@ -77,28 +81,28 @@ class CompiledStep:
     """
 
     def __init__(
-        self, training: Training, size: int, reporter: Reporter, places: Places, backend: str = "inductor"
+        self, training: Training, size: int, reporter: Reporter, places: Places, backend: "Backend | None" = None
     ) -> None:
         """
         Args:
             size: samples of a step; a step of fewer is left to the loop.
             places: where there is a cache, what the compiler made is kept in it for later jobs.
+            backend: the compiler; left out: inductor.
         """
-        self._size, self._reporter, self._places = size, reporter, places
-        self._is_made, self._failed = False, False
+        self._size, self._reporter, self._places, self._backend = size, reporter, places, backend or inductor
+        self._made: Made | None = None
+        self._failed = False
         self._model = _AllViews(training.model)
         self._terms = [cast(Term, term) for term in training.terms]
         self._group = training.optimizer.param_groups[0]
         named = dict(self._model.named_parameters())
         self._names = list(named)
-        self._parameters = [each.detach() for each in named.values()]
-        self._moments, self._counts = _state(training.optimizer, list(named.values()))
+        parameters = [each.detach() for each in named.values()]
+        moments, self._counts = _state(training.optimizer, list(named.values()))
+        self._moments = list(moments)
+        self._state = [*parameters, *(each for those in moments.values() for each in those)]
         self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
-        import torch._dynamo  # takes a second, and most jobs do without
-
-        torch._dynamo.reset()  # what earlier stages compiled is not needed, and counts against a limit
-        self._made = torch.compile(self._step, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor] | None:
         """Make one step.
@@ -114,46 +118,79 @@ class CompiledStep:
         if self._failed or len(seen.indices) != self._size:
             return None
         numbers = torch.tensor([*weights, *self._scales(self._group, int(self._count) + 1, rate)], dtype=torch.float32)
-        state = (self._parameters, self._moments, numbers)
-        with torch.no_grad(), unguarded() if self._is_made else _compiler(self._places):
-            try:
-                self._counts.add_(1)
-                values = self._made(*state, seen.inputs, seen.labels, seen.indices, seen.teachers)
-            except Exception as error:
-                self._counts.sub_(1)
-                if self._is_made or is_memory_error(error):
-                    raise
-                self._failed = True
-                said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-                self._reporter.event("not_compiled", {"reason": said})
+        given = [*self._state, numbers, *_tensors(seen)]
+        with torch.no_grad():
+            if self._made is None:
+                self._made = self._compiled(seen, given)
+            if self._made is None:
                 return None
-        self._is_made = True
-        return list(values.unbind())
+            self._counts.add_(1)
+            return list(self._made(*given).unbind())
 
-    def _step(
-        self, parameters: list[Tensor], moments: Moments, numbers: Tensor,
-        inputs: Tensor, labels: Tensor | None, indices: Tensor, teachers: Sequence[Views],
-    ) -> Tensor:  # fmt: skip
-        """`numbers`: of each term its weight, then the optimizer's scales."""
+    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> "Made | None":
+        """What makes a step of tensors like these, whatever they hold; nothing but their values differs in a stage."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def step(*given: Tensor) -> Tensor:
+            state, (numbers, *batch) = given[: len(self._state)], given[len(self._state) :]
+            return self._step(state, numbers, _refilled(seen, batch))
+
+        try:
+            with _compiler(self._places):
+                graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+                return self._backend(graph, given)
+        except Exception as error:
+            if is_memory_error(error):
+                raise
+            self._failed = True
+            said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            self._reporter.event("not_compiled", {"reason": said})
+            return None
+
+    def _step(self, state: Sequence[Tensor], numbers: Tensor, seen: Batch) -> Tensor:
+        """
+        Args:
+            state: the parameters, then each of the optimizer's moments of all of them.
+            numbers: of each term its weight, then the optimizer's scales.
+        """
         weights, scales = numbers[: len(self._terms)], numbers[len(self._terms) :]
+        size = len(self._names)
+        parameters, *moments = (state[start : start + size] for start in range(0, len(state), size))
 
         def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            views = functional_call(self._model, dict(named), (inputs,))
-            seen = Batch({name: view.float() for name, view in views.items()}, teachers, labels, indices, inputs)
-            raw = torch.stack([term(seen) for term in self._terms])
+            views = functional_call(self._model, dict(named), (seen.inputs,))
+            batch = replace(seen, student={name: view.float() for name, view in views.items()})
+            raw = torch.stack([term(batch) for term in self._terms])
             total = (weights * raw).sum()
             return total, torch.cat([raw, total[None]]).detach()
 
         found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
-        self._rule(self._group, parameters, [found[name] for name in self._names], moments, scales)
+        gradients = [found[name] for name in self._names]
+        self._rule(self._group, parameters, gradients, dict(zip(self._moments, moments, strict=True)), scales)
         return cast(Tensor, values)
 
 
-def unguarded() -> AbstractContextManager[None]:
-    """While steps are made that torch need not look at: what it would guard, the shapes and types of all that they are
-    given, is the same in every step of a stage but for the batch's size, which `CompiledStep` looks at itself."""
-    stance: AbstractContextManager[None] = torch.compiler.set_stance(skip_guard_eval_unsafe=True)  # in force from here
-    return stance
+def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> "Made":
+    """torch's own compiler. No guards are around what it makes: a step is too short for them, and in a stage only the
+    batch's size could differ, at which `CompiledStep` looks itself."""
+    import torch._inductor  # takes a second, and most jobs do without
+
+    return cast(Made, torch._inductor.compile(graph, list(given)))
+
+
+def _tensors(seen: Batch) -> list[Tensor]:
+    """What a batch holds, one after the other."""
+    found = [seen.inputs, seen.indices, *(view for views in seen.teachers for view in views.values())]
+    return found if seen.labels is None else [*found, seen.labels]
+
+
+def _refilled(seen: Batch, tensors: Sequence[Tensor]) -> Batch:
+    """A batch of the same form that holds these."""
+    inputs, indices, *others = tensors
+    labels = others.pop() if seen.labels is not None else None
+    left = iter(others)
+    teachers = [{name: next(left) for name in views} for views in seen.teachers]
+    return Batch({}, teachers, labels, indices, inputs)
 
 
 @contextmanager
@@ -209,7 +246,7 @@ def _adam_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float
 
 
 def _adam(
-    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
 ) -> None:
     (beta1, beta2), decay, decoupled = group["betas"], group["weight_decay"], group["decoupled_weight_decay"]
     size, root, left = scales.unbind()
@@ -229,7 +266,7 @@ def _sgd_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float,
 
 
 def _sgd(
-    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
 ) -> None:
     momentum, decay = group["momentum"], group["weight_decay"]
     for parameter, gradient, buffer in zip(parameters, gradients, moments["momentum_buffer"], strict=True):

@@ -97,7 +97,7 @@ def as_targets(labels: Tensor, outputs: Tensor) -> Tensor:
     if labels.ndim == 1 and outputs.shape[1:] == (1,):
         labels = labels[:, None]
     elif labels.ndim == 1 and not labels.is_floating_point():
-        labels = F.one_hot(labels, outputs.shape[1])
+        labels = _one_hot(labels, outputs.shape[1])
     return labels.to(outputs.dtype)
 
 
@@ -114,5 +114,11 @@ def log_softmax_of_others(logits: Tensor, labels: Tensor) -> Tensor:
 
     The label is left out of the softmax rather than pushed down by a large number, so that logits of any size do.
     """
-    at_label = F.one_hot(labels, logits.shape[1]).bool()
+    at_label = _one_hot(labels, logits.shape[1])
     return F.log_softmax(logits.masked_fill(at_label, -float("inf")), dim=1).masked_fill(at_label, 0.0)
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(B,) -> (B, C), whether a class is the label. torch's own `one_hot` looks at the values first, for which a
+    compiled graph has no room."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)

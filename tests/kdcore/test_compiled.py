@@ -1,6 +1,7 @@
 """Compiled steps: the loop's own within rounding, resumed to the same bytes, and left out where they cannot be."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdcore import choices as module
-from kdcore import compiled
 from kdcore.choices import can_compile
 from kdcore.compiled import LOSSES, CompiledStep
 from kdcore.data import Places
@@ -34,7 +34,13 @@ SPEC: dict[str, Any] = {
     "data": {"type": "digits", "validation": 100},
     "teachers": [{"model": {"type": "mlp", "hidden": [32]}, "train": {"epochs": 1}}],
     "student": {"model": {"type": "mlp", "hidden": [8]}},
-    "stages": [{"epochs": 2, "batch_size": 48, "losses": [{"type": "cross_entropy", "weight": 0.5}, {"type": "kd"}]}],
+    "stages": [
+        {
+            "epochs": 2,
+            "batch_size": 48,
+            "losses": [{"type": "cross_entropy", "weight": 0.5, "class_weights": "balanced"}, {"type": "kd"}],
+        }
+    ],
     "tuning": {"compile": "always"},
 }
 """1,337 training samples: each epoch's last batch is of 41."""
@@ -49,7 +55,7 @@ class Loop:
         return torch.autocast("cpu", enabled=False)
 
 
-def steps(kind: str, config: Any, compiled: bool) -> tuple[dict[str, Tensor], Tensor]:
+def steps(kind: str, config: Any, compiled: bool, **fields: Any) -> tuple[dict[str, Tensor], Tensor]:
     """Twelve steps on random numbers: the weights they leave, and each step's values."""
     task = {"mse": "regression", "logit_mse": "regression"}.get(kind, "classification")
     task = "multi_label" if kind.startswith("binary") else task
@@ -57,12 +63,18 @@ def steps(kind: str, config: Any, compiled: bool) -> tuple[dict[str, Tensor], Te
     model = MLPConfig(hidden=[6]).build((4,), 3)
     shapes = {"hidden_1": (6,), "logits": (3,)}
     context = Context(student=shapes, teachers=[shapes], classes=3, task=task)  # type: ignore[arg-type]
-    losses: list[LossConfig] = [TypeAdapter(LossConfig).validate_python({"type": kind}) for _ in range(2)]
+    losses: list[LossConfig] = [TypeAdapter(LossConfig).validate_python({"type": kind, **fields}) for _ in range(2)]
     terms = torch.nn.ModuleList(loss.build(context) for loss in losses)
     training = Training(model, terms, config.build(model.parameters()), torch.device("cpu"))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
     if compiled:
         places = Places(Path(), download=False)
-        training.compiled = CompiledStep(training, 8, RecordingReporter(), places, backend="eager")
+        training.compiled = CompiledStep(training, 8, RecordingReporter(), places, backend)
     found = []
     for step in range(12):
         inputs, said = torch.randn(8, 4), torch.randn(8, 3) * 3
@@ -73,20 +85,8 @@ def steps(kind: str, config: Any, compiled: bool) -> tuple[dict[str, Tensor], Te
         assert (values is None) is not compiled
         values = values or make_step(Loop(), training, seen, weights, rate, None)  # type: ignore[arg-type]
         found.append(torch.stack(values).detach())
+    assert len(graphs) == compiled  # one for all steps
     return {**model.state_dict(), **_state(training)}, torch.stack(found)
-
-
-def test_what_does_not_change_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first step alone torch looks at all that it is given."""
-    unguarded, original = [], compiled.unguarded
-
-    def watched() -> Any:
-        unguarded.append(True)
-        return original()
-
-    monkeypatch.setattr(compiled, "unguarded", watched)
-    steps("kd", ADAM, True)
-    assert len(unguarded) == 11  # of 12 steps
 
 
 def _state(training: Training) -> dict[str, Tensor]:
@@ -106,6 +106,17 @@ def test_the_same_steps_as_the_loop(kind: str, config: Any) -> None:
         if config.type == "sgd" and config.momentum == 0 and name.endswith("momentum_buffer"):
             continue
         assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("cross_entropy", {"class_weights": [1, 2, 3]}), ("binary_cross_entropy", {"pos_weight": [1, 2, 3]})],
+)
+def test_what_a_loss_keeps_is_in_the_graph(kind: str, fields: Any) -> None:
+    (found, values), (wanted, own) = steps(kind, ADAM, True, **fields), steps(kind, ADAM, False, **fields)
+    assert torch.allclose(values, own, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(own, steps(kind, ADAM, False)[1], rtol=1e-3)
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
 
 
 @needs_compiler
