@@ -20,7 +20,7 @@ from kdcore.choices import SMALL_FLOPS
 from kdcore.data import Places
 from kdcore.errors import is_memory_error
 from kdcore.job import Job
-from kdcore.losses import Batch, Term, Views
+from kdcore.losses import Batch
 from kdcore.losses.temperature import Temperature
 from kdcore.models import Network
 from kdcore.models.dropout import Dropout
@@ -92,15 +92,14 @@ class CompiledStep:
         self._size, self._reporter, self._places, self._backend = size, reporter, places, backend or inductor
         self._made: Made | None = None
         self._failed = False
-        self._model = _AllViews(training.model)
-        self._terms = [cast(Term, term) for term in training.terms]
+        self._losses = _Losses(training.model, training.terms)
         self._group = training.optimizer.param_groups[0]
-        named = dict(self._model.named_parameters())
-        self._names = list(named)
+        named, constants = dict(self._losses.named_parameters()), dict(self._losses.named_buffers())
+        self._names, self._constants = list(named), list(constants)
         parameters = [each.detach() for each in named.values()]
         moments, self._counts = _state(training.optimizer, list(named.values()))
         self._moments = list(moments)
-        self._state = [*parameters, *(each for those in moments.values() for each in those)]
+        self._state = [*constants.values(), *parameters, *(each for those in moments.values() for each in those)]
         self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
 
@@ -137,7 +136,7 @@ class CompiledStep:
 
         try:
             with _compiler(self._places):
-                graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+                graph = make_fx(step, tracing_mode="fake")(*given)
                 return self._backend(graph, given)
         except Exception as error:
             if is_memory_error(error):
@@ -150,23 +149,21 @@ class CompiledStep:
     def _step(self, state: Sequence[Tensor], numbers: Tensor, seen: Batch) -> Tensor:
         """
         Args:
-            state: the parameters, then each of the optimizer's moments of all of them.
+            state: the losses' constants, the parameters, then each of the optimizer's moments of all of them.
             numbers: of each term its weight, then the optimizer's scales.
         """
-        weights, scales = numbers[: len(self._terms)], numbers[len(self._terms) :]
-        size = len(self._names)
-        parameters, *moments = (state[start : start + size] for start in range(0, len(state), size))
+        terms, size, first = len(self._losses.terms), len(self._names), len(self._constants)
+        constants = dict(zip(self._constants, state[:first], strict=True))
+        parameters, *moments = (state[start : start + size] for start in range(first, len(state), size))
 
         def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            views = functional_call(self._model, dict(named), (seen.inputs,))
-            batch = replace(seen, student={name: view.float() for name, view in views.items()})
-            raw = torch.stack([term(batch) for term in self._terms])
-            total = (weights * raw).sum()
+            raw: Tensor = functional_call(self._losses, {**named, **constants}, (seen,))
+            total = (numbers[:terms] * raw).sum()
             return total, torch.cat([raw, total[None]]).detach()
 
         found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
         gradients = [found[name] for name in self._names]
-        self._rule(self._group, parameters, gradients, dict(zip(self._moments, moments, strict=True)), scales)
+        self._rule(self._group, parameters, gradients, dict(zip(self._moments, moments, strict=True)), numbers[terms:])
         return cast(Tensor, values)
 
 
@@ -175,7 +172,8 @@ def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> "Made":
     batch's size could differ, at which `CompiledStep` looks itself."""
     import torch._inductor  # takes a second, and most jobs do without
 
-    return cast(Made, torch._inductor.compile(graph, list(given)))
+    made = torch._inductor.standalone_compile(graph, list(given), dynamic_shapes="from_example_inputs")
+    return cast(Made, made)  # how it would look for shapes otherwise leaves its cache out
 
 
 def _tensors(seen: Batch) -> list[Tensor]:
@@ -213,15 +211,17 @@ def _compiler(places: Places) -> Iterator[None]:
                 os.environ[name] = before
 
 
-class _AllViews(nn.Module):
-    """A network that answers with all its views when it is called."""
+class _Losses(nn.Module):
+    """A network and the losses that it is trained by, which answers with them."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, terms: nn.ModuleList) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.terms = network, terms
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        return self.network.views(inputs)
+    def forward(self, seen: Batch) -> Tensor:
+        views = {name: view.float() for name, view in self.network.views(seen.inputs).items()}
+        batch = replace(seen, student=views)
+        return torch.stack([term(batch) for term in self.terms])
 
 
 def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> tuple[Moments, Tensor]:

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
 from benchmarks.speed.arms import Arm, Place, Run
+from benchmarks.speed.peers import distillation_loss
 from kdcore.choices import is_exact
 from kdcore.plan import make_plan
 from kdcore.spec import JobSpec, parse_spec
@@ -77,13 +80,47 @@ def teacher_limit(document: dict[str, object]) -> Arm:
     return arm
 
 
+def eager_limit(document: dict[str, Any]) -> Arm:
+    """As long as the last stage's steps would take if they were torch's calls alone, one by one: the student's forward
+    pass, both losses on answers that are there, backward, the fused update; of one and the same batch. In the spec's
+    precision, on one thread or every core, by the faster of two libraries."""
+
+    def arm(place: Place) -> Run:
+        spec = parse_spec(document)
+        stage, facts, config = make_plan(spec).stages[-1], spec.data.facts(), spec.stages[-1]
+        student = spec.student.model.build(facts.input_shape, len(facts.classes)).to(memory_format=torch.channels_last)
+        optimizer = config.optimizer.build(student.parameters())
+        assert optimizer.param_groups[0]["fused"]
+        inputs = torch.randn(config.batch_size, *facts.input_shape)
+        labels = torch.randint(len(facts.classes), (config.batch_size,))
+        said = torch.randn(config.batch_size, len(facts.classes))
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
+                logits = student(inputs)
+            loss = distillation_loss(logits.float(), said, labels, 4.0, 0.9)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        taken = []
+        for threads, products in product({1, torch.get_num_threads()}, ("highest", "medium")):
+            if is_exact(products):
+                torch.set_num_threads(threads)
+                torch.set_float32_matmul_precision(products)
+                taken.append(seconds_of([step]))
+        return Run(min(taken) * stage.steps, stage.samples * stage.epochs)
+
+    return arm
+
+
 def bare(network: nn.Module, inputs: Tensor, dtype: torch.dtype, backward: bool = False) -> list[Call]:
     """A call for each convolution and matrix product of a forward pass, and for each that its gradient takes: of the
     inputs of all but the first, and of the weights."""
     found: list[Call] = []
 
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        make = convolution if isinstance(module, nn.Conv2d) else product
+        make = convolution if isinstance(module, nn.Conv2d) else matrix_product
         found.extend(make(module, given[0].shape, output.shape, dtype, backward, first=not found))
 
     hooks = [each.register_forward_hook(note) for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
@@ -110,7 +147,7 @@ def convolution(
     return calls
 
 
-def product(
+def matrix_product(
     layer: nn.Module, given: torch.Size, made: torch.Size, dtype: torch.dtype, backward: bool, first: bool
 ) -> list[Call]:
     assert isinstance(layer, nn.Linear)

@@ -112,7 +112,7 @@ def test_the_same_steps_as_the_loop(kind: str, config: Any) -> None:
     ("kind", "fields"),
     [("cross_entropy", {"class_weights": [1, 2, 3]}), ("binary_cross_entropy", {"pos_weight": [1, 2, 3]})],
 )
-def test_what_a_loss_keeps_is_in_the_graph(kind: str, fields: Any) -> None:
+def test_a_loss_keeps_its_constants(kind: str, fields: Any) -> None:
     (found, values), (wanted, own) = steps(kind, ADAM, True, **fields), steps(kind, ADAM, False, **fields)
     assert torch.allclose(values, own, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(own, steps(kind, ADAM, False)[1], rtol=1e-3)
