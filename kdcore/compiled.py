@@ -34,11 +34,12 @@ LOSSES = frozenset(
     {"cross_entropy", "kd", "dkd", "nkd", "dist", "jsd", "hard_distillation", "mse", "logit_mse", "binary_kd",
      "binary_cross_entropy"}
 )  # fmt: skip
-"""Those that are functions of one batch's outputs alone."""
+"""Those that are functions of one batch's outputs alone, not of the epoch."""
 
-Made = Callable[..., Tensor]
-"""A compiled graph, called with its tensors one by one."""
+Made = Callable[..., Sequence[Tensor]]
+"""A compiled graph, called with its tensors one by one: the one tensor that it makes."""
 Backend = Callable[[torch.fx.GraphModule, Sequence[Tensor]], Made]
+"""Compiles a graph for tensors like these."""
 Moments = dict[str, Sequence[Tensor]]
 """An optimizer's state, by its name, in the order of the parameters."""
 Scales = Callable[[dict[str, Any], int, float], tuple[float, ...]]
@@ -117,27 +118,28 @@ class CompiledStep:
         if self._failed or len(seen.indices) != self._size:
             return None
         numbers = torch.tensor([*weights, *self._scales(self._group, int(self._count) + 1, rate)], dtype=torch.float32)
-        given = [*self._state, numbers, *_tensors(seen)]
+        given = [*self._state, numbers, *tensors_of(seen)]
         with torch.no_grad():
             if self._made is None:
                 self._made = self._compiled(seen, given)
             if self._made is None:
                 return None
             self._counts.add_(1)
-            return list(self._made(*given).unbind())
+            (values,) = self._made(*given)
+            return list(values.unbind())
 
     def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> "Made | None":
         """What makes a step of tensors like these, whatever they hold; nothing but their values differs in a stage."""
-        from torch.fx.experimental.proxy_tensor import make_fx
 
-        def step(*given: Tensor) -> Tensor:
-            state, (numbers, *batch) = given[: len(self._state)], given[len(self._state) :]
-            return self._step(state, numbers, _refilled(seen, batch))
+        def step(*tensors: Tensor) -> tuple[Tensor]:
+            state, (numbers, *batch) = tensors[: len(self._state)], tensors[len(self._state) :]
+            return (self._step(state, numbers, refilled(seen, batch)),)
 
         try:
+            from torch.fx.experimental.proxy_tensor import make_fx
+
             with _compiler(self._places):
-                graph = make_fx(step, tracing_mode="fake")(*given)
-                return self._backend(graph, given)
+                return self._backend(make_fx(step, tracing_mode="fake")(*given), given)
         except Exception as error:
             if is_memory_error(error):
                 raise
@@ -172,17 +174,17 @@ def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> "Made":
     batch's size could differ, at which `CompiledStep` looks itself."""
     import torch._inductor  # takes a second, and most jobs do without
 
-    made = torch._inductor.standalone_compile(graph, list(given), dynamic_shapes="from_example_inputs")
-    return cast(Made, made)  # how it would look for shapes otherwise leaves its cache out
+    # With shapes from elsewhere it leaves its cache out.
+    return cast(Made, torch._inductor.standalone_compile(graph, list(given), dynamic_shapes="from_example_inputs"))
 
 
-def _tensors(seen: Batch) -> list[Tensor]:
+def tensors_of(seen: Batch) -> list[Tensor]:
     """What a batch holds, one after the other."""
     found = [seen.inputs, seen.indices, *(view for views in seen.teachers for view in views.values())]
     return found if seen.labels is None else [*found, seen.labels]
 
 
-def _refilled(seen: Batch, tensors: Sequence[Tensor]) -> Batch:
+def refilled(seen: Batch, tensors: Sequence[Tensor]) -> Batch:
     """A batch of the same form that holds these."""
     inputs, indices, *others = tensors
     labels = others.pop() if seen.labels is not None else None
@@ -201,7 +203,8 @@ def _compiler(places: Places) -> Iterator[None]:
         folder, lock = cached(places.cache, f"compiled-{torch.__version__}", lambda _: None, places.cache_bytes)
         os.environ[name] = str(folder)
     try:
-        with config.patch(compile_threads=1):
+        # The number of threads is part of what is made; named, it is part of the cache's key in every version of torch.
+        with config.patch({"compile_threads": 1, "cpp.threads": torch.get_num_threads()}):
             yield
     finally:
         if lock is not None:

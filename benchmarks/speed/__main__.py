@@ -137,7 +137,7 @@ def table(case: Case, runs: dict[str, list[dict[str, Any]]]) -> str:
         score = f"{statistics.mean(scores):.2%}" if scores else ""
         lines.append(f"| {arm} | {seconds:.2f} | {rate} | {' | '.join(ratios)} | {score} |")
     for bare, mine in (pair for pair in case.limits if all(runs.get(arm) for arm in pair)):
-        lines += ["", f"{mine}: {ratio(runs[bare], runs[mine]):.0%} of the machine's limit ({bare})."]
+        lines += ["", f"{mine}: {ratio(runs[bare], runs[mine]):.0%} of the speed of its limit ({bare})."]
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ class Case:
     targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """How many times faster an arm has to be, by arm and peer."""
     limits: Sequence[tuple[str, str]] = ()
-    """Arms that are the machine's limit, each with the one whose share of it is told."""
+    """Arms that are a limit, each with the one whose share of it is told."""
 
 
 def ours(document: dict[str, Any], stage: str | None = None, *, whole: bool = False, last_epoch: bool = False) -> Arm:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.speed.arms import TEACHER, Arm, Case, Place, Run, given, ours
-from benchmarks.speed.limit import eager_limit, limit
+from benchmarks.speed.limit import calls_alone, limit
 from benchmarks.speed.peers import expert, tutorial
 from kdcore.data import Dataset, Places
 from kdcore.evaluate import accuracy, predict
@@ -119,14 +119,14 @@ def w2_case(student: str, target: float, kept: float) -> Case:
             "ours, bf16, four views kept": ours(given(w2(student, **VIEWS), precision="bf16"), "distill-1"),
             "bare convolutions": limit(w2(student)),
             "bare convolutions of the student": limit(w2(student), teacher=False),
-            "the student's step alone": eager_limit({**w2(student), "precision": "bf16"}),
+            "ours, the step's calls alone": calls_alone({**w2(student), "precision": "bf16"}),
         },
         w2(student),
         {"ours, bf16": {"tutorial": target}, "ours, bf16, four views kept": {"tutorial": kept}},
         [
             ("bare convolutions", "ours, bf16"),
             ("bare convolutions of the student", "ours, bf16, four views kept"),
-            ("the student's step alone", "ours, bf16, four views kept"),
+            ("ours, the step's calls alone", "ours, bf16, four views kept"),
         ],
     )
 

@@ -1,9 +1,9 @@
-"""The machine's limit: the convolutions and matrix products of a step of distillation, bare, and nothing else."""
+"""Limits: the convolutions and matrix products of a step of distillation, bare, and nothing else; and the calls into
+torch that such a step is made of, one by one, with no loop around them."""
 
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -14,6 +14,7 @@ from benchmarks.speed.peers import distillation_loss
 from kdcore.choices import is_exact
 from kdcore.plan import make_plan
 from kdcore.spec import JobSpec, parse_spec
+from kdcore.update import Update
 
 Call = Callable[[], object]
 SECONDS = 2.0
@@ -80,17 +81,16 @@ def teacher_limit(document: dict[str, object]) -> Arm:
     return arm
 
 
-def eager_limit(document: dict[str, Any]) -> Arm:
+def calls_alone(document: dict[str, object]) -> Arm:
     """As long as the last stage's steps would take if they were torch's calls alone, one by one: the student's forward
-    pass, both losses on answers that are there, backward, the fused update; of one and the same batch. In the spec's
+    pass, both losses on answers that are there, backward, the update's kernel; of one and the same batch. In the spec's
     precision, on one thread or every core, by the faster of two libraries."""
 
     def arm(place: Place) -> Run:
         spec = parse_spec(document)
         stage, facts, config = make_plan(spec).stages[-1], spec.data.facts(), spec.stages[-1]
         student = spec.student.model.build(facts.input_shape, len(facts.classes)).to(memory_format=torch.channels_last)
-        optimizer = config.optimizer.build(student.parameters())
-        assert optimizer.param_groups[0]["fused"]
+        update = Update(config.optimizer.build(student.parameters()))
         inputs = torch.randn(config.batch_size, *facts.input_shape)
         labels = torch.randint(len(facts.classes), (config.batch_size,))
         said = torch.randn(config.batch_size, len(facts.classes))
@@ -99,9 +99,9 @@ def eager_limit(document: dict[str, Any]) -> Arm:
             with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
                 logits = student(inputs)
             loss = distillation_loss(logits.float(), said, labels, 4.0, 0.9)
-            optimizer.zero_grad(set_to_none=True)
+            update.forget_gradients()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            update.make(config.optimizer.lr)
 
         taken = []
         for threads, products in product({1, torch.get_num_threads()}, ("highest", "medium")):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.speed.arms import TEACHER, Case, Place, Run, given, ours
-from benchmarks.speed.limit import eager_limit, limit, teacher_limit
+from benchmarks.speed.limit import calls_alone, limit, teacher_limit
 from benchmarks.speed.peers import expert, torchdistill, tutorial
 from kdcore import export
 from kdcore.data.splits import split_indices
@@ -220,7 +220,7 @@ MNIST_CASES: dict[str, Case] = {
             "ours, teacher every step": ours(given(W1_ONCE, keep_targets=False), "distill-1"),
             "ours, jittered": ours(given(JITTER), "distill-1"),
             "bare products": limit(W1_ONCE),
-            "the student's step alone": eager_limit(W1_ONCE),
+            "ours, the step's calls alone": calls_alone(W1_ONCE),
         },
         W1,
         {
@@ -229,7 +229,7 @@ MNIST_CASES: dict[str, Case] = {
             "ours, teacher every step": {"tutorial": 2.0},
             "ours, jittered": {"tutorial": 2.0},
         },
-        [("bare products", "ours, teacher every step"), ("the student's step alone", "ours")],
+        [("bare products", "ours, teacher every step"), ("ours, the step's calls alone", "ours")],
     ),
     "w1-teacher": Case(
         "W1: training the teacher 784-1200-1200-10 with dropout, batch 32",

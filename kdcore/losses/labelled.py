@@ -92,7 +92,8 @@ def labels_of(batch: Batch, loss: str) -> Tensor:
 def as_targets(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels in the shape and type of the outputs (B, K).
 
-    Classes (B,) int64 become one-hot rows; numbers (B,) for a single output become (B, 1); others keep their shape.
+    Classes (B,) int64, from 0 to K - 1, become one-hot rows; numbers (B,) for a single output become (B, 1); others
+    keep their shape.
     """
     if labels.ndim == 1 and outputs.shape[1:] == (1,):
         labels = labels[:, None]

@@ -90,7 +90,7 @@ def test_the_loop_beside_others(tmp_path: Path) -> None:
     assert {name: run["seconds"] > 0 for name, (run,) in found["runs"]["w1-teacher"].items()} == dict.fromkeys(
         ("tutorial", "expert", "ours", "bare products and updates"), True
     )
-    assert "of the machine's limit" in done.stdout
+    assert "of the speed of its limit" in done.stdout
 
     resumed = beside_others(*given, "--resume")
     assert resumed.stdout == done.stdout

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from kdcore import choices as module
 from kdcore.choices import can_compile
-from kdcore.compiled import LOSSES, CompiledStep
+from kdcore.compiled import LOSSES, CompiledStep, refilled, tensors_of
 from kdcore.data import Places
 from kdcore.losses import Batch, Context, LossConfig
-from kdcore.models import MLPConfig
+from kdcore.models import MLPConfig, ModelConfig
 from kdcore.optim import AdamConfig, AdamWConfig, SGDConfig
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
@@ -119,12 +119,67 @@ def test_a_loss_keeps_its_constants(kind: str, fields: Any) -> None:
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
 
 
+def test_a_batch_is_taken_apart_and_put_together_again() -> None:
+    def batch(first: int, labels: bool) -> Batch:
+        inputs, indices, one, two, three, own = (torch.full((2,), first + number) for number in range(6))
+        return Batch({}, [{"a": one, "logits": two}, {}, {"logits": three}], own if labels else None, indices, inputs)
+
+    for labels in (True, False):
+        found = refilled(batch(0, labels), tensors_of(batch(10, labels)))
+        assert str(found) == str(batch(10, labels))
+
+
+@pytest.mark.parametrize(
+    ("student", "shape", "vocabulary"),
+    [
+        ({"type": "cnn", "channels": [4], "batch_norm": False}, (1, 8, 8), None),
+        ({"type": "vit", "patch": 4, "width": 8, "heads": 2, "layers": 1}, (1, 8, 8), None),
+        ({"type": "text_cnn", "embedding": 4, "channels": 4}, (6,), 11),
+        ({"type": "text_transformer", "width": 8, "heads": 2, "layers": 1}, (6,), 11),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_other_students_can_be_traced(student: Any, shape: tuple[int, ...], vocabulary: int | None) -> None:
+    def stepped(compiled: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        config = TypeAdapter(ModelConfig).validate_python({**student, "dropout": 0.0})
+        model = config.build(shape, 3, vocabulary)
+        context = Context(student={"logits": (3,)}, teachers=[{"logits": (3,)}], classes=3, task="classification")
+        terms = torch.nn.ModuleList([TypeAdapter(LossConfig).validate_python({"type": "kd"}).build(context)])
+        training = Training(model, terms, ADAM.build(model.parameters()), torch.device("cpu"))
+        inputs = torch.randint(vocabulary, (8, *shape)) if vocabulary else torch.rand(8, *shape)
+        seen = Batch({}, [{"logits": torch.randn(8, 3)}], torch.arange(8) % 3, torch.arange(8), inputs)
+        if compiled:
+            reporter, places = RecordingReporter(), Places(Path(), download=False)
+            step = CompiledStep(training, 8, reporter, places, backend=lambda graph, _: graph)
+            assert step(seen, [1.0], 0.01) is not None, reporter.events
+        else:
+            make_step(Loop(), training, seen, [1.0], 0.01, None)  # type: ignore[arg-type]
+        return model.state_dict()
+
+    found, wanted = stepped(True), stepped(False)
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5) for name in wanted)
+
+
+@needs_compiler
+def test_jobs_that_share_a_cache_have_their_own_graphs(light: Any, tmp_path: Path) -> None:
+    """What is written into a graph as a number, and what comes in as a tensor."""
+    losses = [{"type": "cross_entropy", "class_weights": list(range(1, 11))}, {"type": "kd", "temperature": 2}]
+    one = SPEC | {"baseline": False}
+    other = one | {"stages": [SPEC["stages"][0] | {"losses": losses}]}
+    first, _ = light(one, cache=tmp_path / "shared")
+    second, _ = light(other, cache=tmp_path / "shared")
+    alone, _ = light(other, cache=tmp_path / "own")
+    assert second["digests"] == alone["digests"]
+    assert second["digests"]["student"] != first["digests"]["student"]
+
+
 @needs_compiler
 def test_a_job_learns_alike_and_resumes_to_the_same_bytes(light: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     whole, reporter = light(SPEC, cache=cache)
     assert "not_compiled" not in dict(reporter.events)
-    assert any(path.is_file() for path in cache.glob("compiled-*/**/*")), "what was compiled is not kept"
+    assert any(path.is_file() for path in cache.glob("compiled-*/aotautograd/**/*")), "what was compiled is not kept"
     plain, again = light(SPEC | {"tuning": {"compile": "never"}}, cache=cache)
     assert plain["digests"]["teacher-1"] == whole["digests"]["teacher-1"]
     for name, weights in plain["models"].items():
