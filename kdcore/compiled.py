@@ -82,7 +82,7 @@ class CompiledStep:
     """
 
     def __init__(
-        self, training: Training, size: int, reporter: Reporter, places: Places, backend: "Backend | None" = None
+        self, training: Training, size: int, reporter: Reporter, places: Places, backend: Backend | None = None
     ) -> None:
         """
         Args:
@@ -128,7 +128,7 @@ class CompiledStep:
             (values,) = self._made(*given)
             return list(values.unbind())
 
-    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> "Made | None":
+    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> Made | None:
         """What makes a step of tensors like these, whatever they hold; nothing but their values differs in a stage."""
 
         def step(*tensors: Tensor) -> tuple[Tensor]:
@@ -169,7 +169,7 @@ class CompiledStep:
         return cast(Tensor, values)
 
 
-def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> "Made":
+def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Made:
     """torch's own compiler. No guards are around what it makes: a step is too short for them, and in a stage only the
     batch's size could differ, at which `CompiledStep` looks itself."""
     import torch._inductor  # takes a second, and most jobs do without
