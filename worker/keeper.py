@@ -27,6 +27,8 @@ OVERDUE_SECONDS = 2.0
 By default that is 9 s after SIGTERM: whoever sends it often kills after 10, and a busy machine needs some of them.
 """
 EXIT_OVERDUE = 1
+EXIT_SCHEMA = 3
+"""Exit status where starting again would not help: the database's schema is not this version's."""
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +78,7 @@ class Keeper:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._flag.unlink(missing_ok=True)
-        os._exit(EXIT_OVERDUE)
+        os._exit(EXIT_SCHEMA if self.schema_changed else EXIT_OVERDUE)
 
     def stop(self) -> None:
         """Take the worker's row away; Celery and its child are gone. What that was made to drop is given back."""

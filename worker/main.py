@@ -16,11 +16,8 @@ from storage.settings import Settings
 from storage.workers import WorkerCard
 from worker.device import NoDeviceError, detect
 from worker.identity import drain_flag, introduce
-from worker.keeper import Keeper
+from worker.keeper import EXIT_SCHEMA, Keeper
 from worker.pool import OneChildPool
-
-EXIT_SCHEMA = 3
-"""Exit status where starting again would not help: the database's schema is not this version's."""
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "baseline": False,
     "seed": 7,
 }
-ENDLESS = SPEC | {"name": "endless", "stages": [{"epochs": 100_000}]}
+ENDLESS = SPEC | {"name": "endless", "stages": [{"epochs": 100_000}], "tuning": {"compile": "never"}}
 SECONDS = 90.0
 
 

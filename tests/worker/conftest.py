@@ -39,7 +39,8 @@ SPEC: dict[str, Any] = {
 }
 SOON = 5.0
 """Seconds: less than a drain, a lease or a hang takes, on a machine that is busy, too."""
-ENDLESS = SPEC | {"stages": [{"epochs": 100_000}]}
+ENDLESS = SPEC | {"stages": [{"epochs": 100_000}], "tuning": {"compile": "never"}}
+"""A compiler would hear no request while it runs."""
 
 
 class Rig:

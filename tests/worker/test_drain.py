@@ -12,7 +12,8 @@ from storage import schema
 from storage.database import Database
 from tests.conftest import OpenSettings
 from tests.faults.proxy import Proxy
-from worker.keeper import OVERDUE_SECONDS
+from tests.versions import schema_at
+from worker.keeper import EXIT_SCHEMA, OVERDUE_SECONDS
 
 from .conftest import ENDLESS, Rig
 
@@ -50,6 +51,20 @@ def test_a_database_that_hangs_does_not_keep_a_worker_that_is_to_end(cut_off: tu
     worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
     rig.nothing_left(5)
     assert rig.job(job_id).status == "running"  # until its lease runs out
+
+
+def test_a_worker_that_hangs_under_another_schema_says_so_too(cut_off: tuple[Rig, Proxy]) -> None:
+    """It said 1, and who starts workers started it again and again."""
+    rig, proxy = cut_off
+    worker = rig.start()
+    rig.until_training(rig.submit(ENDLESS))
+    said = rig.settings.home / "worker-0.txt"
+    with schema_at(rig.database, "from_the_future"):
+        rig.until(lambda: '"schema_changed"' in said.read_text(), 30)
+        proxy.half_open(60.0)
+        status = worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
+    assert status == EXIT_SCHEMA
+    rig.nothing_left(5)
 
 
 SLOW_END = """

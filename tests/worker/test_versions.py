@@ -15,10 +15,10 @@ from storage.settings import Settings
 from storage.tables import Checkpoint, Job
 from storage.workers import WorkerCard
 from tests.versions import NEXT, rewrite, schema_at
-from worker.main import EXIT_SCHEMA
+from worker.keeper import EXIT_SCHEMA
 from worker.slot import Slot
 
-from .conftest import SPEC, Rig
+from .conftest import ENDLESS, SPEC, Rig
 
 
 def of_next_version(session: Session, job_id: str) -> None:
@@ -76,7 +76,7 @@ def checkpoints(rig: Rig, job_id: str) -> list[Checkpoint]:
 def test_a_worker_whose_schema_is_changed_under_it_drains_and_ends(rig: Rig) -> None:
     """It went on: training, claiming and taking jobs back, with tables that another version had changed."""
     worker = rig.start()
-    job_id = rig.submit(SPEC | {"stages": [{"epochs": 100_000}]})
+    job_id = rig.submit(ENDLESS)
     rig.until_training(job_id)
     with schema_at(rig.database, "from_the_future"):
         rig.until(lambda: worker.poll() is not None, rig.settings.drain_seconds + 30)
