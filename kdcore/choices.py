@@ -33,8 +33,10 @@ forward and backward; its products are as fast at 2e6 FLOPs each, and twice as f
 ONE_THREAD_FLOPS = 50_000_000
 """Forward FLOPs of a batch below which one thread is best: threads that wait for each other at every operation cost a
 small network more than they compute. 784-20-20-10 at batch 32 gains nothing from a second."""
+TRACE_FROM = {"auto": 2_000, "always": 0, "never": None}
+"""Steps of a stage that pay for tracing one of them; docs/decisions/compiled-steps.md has the figures of both."""
 COMPILE_FROM = {"auto": 100_000, "always": 0, "never": None}
-"""Steps of a stage that pay for compiling them; docs/decisions/compiled-steps.md has the figures."""
+"""Steps of a stage that pay for compiling them."""
 LARGER_ERROR = 4.0
 """Times the error of another order of sums, which is no loss; bfloat16's is thousands of times as large."""
 
@@ -66,6 +68,8 @@ class Choices(Config, extra="ignore"):
     channels_last: bool = False
     """Whether the maps of the networks that train or teach lie in memory pixel by pixel, all channels of one together:
     the layout that a CPU's convolutions are written for."""
+    trace_from: int | None = None
+    """Steps of a stage from which on they are traced, where they can be (`kdcore/traced.py`); none: never."""
     compile_from: int | None = None
     """Steps of a stage from which on they are compiled, where they can be (`kdcore/compiled.py`); none: never."""
     keep_bytes: int = 0
@@ -104,6 +108,7 @@ def choose(
         products="by_size" if cpu and tuning.products == "auto" and is_exact("medium") else "highest",
         masks="words" if cpu and tuning.masks == "auto" else "torch",
         channels_last=cpu and tuning.layout == "auto",
+        trace_from=TRACE_FROM[tuning.compile] if cpu else None,
         compile_from=COMPILE_FROM[tuning.compile] if cpu and can_compile() else None,
         # By powers of two: the same where a few MB more or less are free.
         keep_bytes=power_of_two(int(KEPT_SHARE * ((room or 0) - plan.memory.total))) if spec.keep_targets else 0,

@@ -7,26 +7,23 @@ Sums are made in another order than the loop's: equal within rounding, and the j
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
 
 from kdcore.choices import SMALL_FLOPS
 from kdcore.data import Places
-from kdcore.errors import is_memory_error
 from kdcore.job import Job
 from kdcore.losses import Batch
 from kdcore.losses.temperature import Temperature
-from kdcore.models import Network
 from kdcore.models.dropout import Dropout
 from kdcore.reporter import Reporter
 from kdcore.stages import Stage
 from kdcore.state import Training
+from kdcore.traced import Losses, Made, TracedStep, made, refilled, tensors_of, trace
 from kdcore.update import counts
 from kdcore.uploads.cache import cached
 
@@ -36,8 +33,6 @@ LOSSES = frozenset(
 )  # fmt: skip
 """Those that are functions of one batch's outputs alone, not of the epoch."""
 
-Made = Callable[..., Sequence[Tensor]]
-"""A compiled graph, called with its tensors one by one: the one tensor that it makes."""
 Backend = Callable[[torch.fx.GraphModule, Sequence[Tensor]], Made]
 """Compiles a graph for tensors like these."""
 Moments = dict[str, Sequence[Tensor]]
@@ -49,30 +44,35 @@ Rule = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor], Moments, Te
 """The update of the parameters, given their gradients, in place; the scales are float32, one dimension."""
 
 
-def compiled_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | None":
-    """What makes the stage's steps, where it is long and small enough and nothing happens beside the graph.
+def graph_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | TracedStep | None":
+    """What makes the stage's steps of a trace of one, where the stage is long and its steps are small enough, and
+    nothing happens beside the graph.
 
     Left out are steps that draw (dropout), keep statistics (batch normalisation), clip gradients, train a rival or a
     term's own parameters, or change from epoch to epoch (a temperature's schedule).
     """
-    least, size = job.choices.compile_from, stage.train.batch_size
-    if least is None or stage.role == "teacher" or stage.train.epochs * job.steps_per_epoch(stage) < least:
-        return None
+    choices, size = job.choices, stage.train.batch_size
     modules = list(training.model.modules())
     drawn = any(isinstance(each, (Dropout, nn.Dropout)) and each.p > 0 for each in modules)
     recurrent = any(isinstance(each, nn.RNNBase) for each in modules)
     scheduled = any(isinstance(each, Temperature) and each.temperature_schedule is not None for each in stage.losses)
     stateful = next(training.model.buffers(), None) is not None or next(training.terms.parameters(), None) is not None
     if (
-        not {loss.type for loss in stage.losses} <= LOSSES
+        stage.role == "teacher"
+        or not {loss.type for loss in stage.losses} <= LOSSES
         or drawn or recurrent or scheduled or stateful
         or type(training.optimizer) not in RULES
         or stage.train.gradient_clip is not None
-        or job.choices.precision != "float32"
-        or (least and job.plan.student.flops * size >= SMALL_FLOPS)
+        or choices.precision != "float32"
     ):  # fmt: skip
         return None
-    return CompiledStep(training, size, job.reporter, job.places)
+    steps = stage.train.epochs * job.steps_per_epoch(stage)
+    small = job.plan.student.flops * size < SMALL_FLOPS
+    if choices.compile_from is not None and steps >= choices.compile_from and (small or choices.compile_from == 0):
+        return CompiledStep(training, size, job.reporter, job.places)
+    if choices.trace_from is not None and steps >= choices.trace_from and small:
+        return TracedStep(training, size, job.reporter)
+    return None
 
 
 class CompiledStep:
@@ -93,80 +93,53 @@ class CompiledStep:
         self._size, self._reporter, self._places, self._backend = size, reporter, places, backend or inductor
         self._made: Made | None = None
         self._failed = False
-        self._losses = _Losses(training.model, training.terms)
+        self._losses = Losses(training.model, training.terms)
         self._group = training.optimizer.param_groups[0]
-        named, constants = dict(self._losses.named_parameters()), dict(self._losses.named_buffers())
-        self._names, self._constants = list(named), list(constants)
-        parameters = [each.detach() for each in named.values()]
-        moments, self._counts = _state(training.optimizer, list(named.values()))
+        parameters = list(self._losses.parameters())
+        moments, self._counts = _state(training.optimizer, parameters)
         self._moments = list(moments)
-        self._state = [*constants.values(), *parameters, *(each for those in moments.values() for each in those)]
+        self._state = [
+            *self._losses.buffers(), *(each.detach() for each in parameters),
+            *(each for those in moments.values() for each in those),
+        ]  # fmt: skip
         self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
 
     def __call__(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor] | None:
-        """Make one step.
-
-        Args:
-            seen: the batch; it has no views of the student yet.
-            weights: of each term.
-            rate: the learning rate.
-
-        Returns:
-            Each term's raw loss, and the loss; none for a step that is left to the loop: nothing has changed then.
-        """
+        """Make one step: as `TracedStep` does, with the same answer."""
         if self._failed or len(seen.indices) != self._size:
             return None
         numbers = torch.tensor([*weights, *self._scales(self._group, int(self._count) + 1, rate)], dtype=torch.float32)
         given = [*self._state, numbers, *tensors_of(seen)]
+        if self._made is None:
+            self._made = made(self._reporter, lambda: self._compiled(seen, given))
+            self._failed = self._made is None
+        if self._made is None:
+            return None
         with torch.no_grad():
-            if self._made is None:
-                self._made = self._compiled(seen, given)
-            if self._made is None:
-                return None
             self._counts.add_(1)
             (values,) = self._made(*given)
             return list(values.unbind())
 
-    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> Made | None:
+    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> Made:
         """What makes a step of tensors like these, whatever they hold; nothing but their values differs in a stage."""
+        with torch.no_grad(), _compiler(self._places):
+            return self._backend(trace(self._step(seen), given), given)
 
-        def step(*tensors: Tensor) -> tuple[Tensor]:
-            state, (numbers, *batch) = tensors[: len(self._state)], tensors[len(self._state) :]
-            return (self._step(state, numbers, refilled(seen, batch)),)
+    def _step(self, seen: Batch) -> Callable[..., list[Tensor]]:
+        """The function that is traced: (terms,) raw losses of a step's tensors, and the update in place."""
 
-        try:
-            from torch.fx.experimental.proxy_tensor import make_fx
+        def step(*tensors: Tensor) -> list[Tensor]:
+            buffers, parameters, left = self._losses.parted(tensors)
+            size = len(parameters)
+            moments: Moments = {name: left[place * size :][:size] for place, name in enumerate(self._moments)}
+            numbers, *batch = left[len(moments) * size :]
+            weights, scales = numbers[: len(self._losses.terms)], numbers[len(self._losses.terms) :]
+            values, gradients = self._losses.gradients(buffers, parameters, weights, refilled(seen, batch))
+            self._rule(self._group, list(parameters.values()), gradients, moments, scales)
+            return [torch.stack(values)]
 
-            with _compiler(self._places):
-                return self._backend(make_fx(step, tracing_mode="fake")(*given), given)
-        except Exception as error:
-            if is_memory_error(error):
-                raise
-            self._failed = True
-            said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-            self._reporter.event("not_compiled", {"reason": said})
-            return None
-
-    def _step(self, state: Sequence[Tensor], numbers: Tensor, seen: Batch) -> Tensor:
-        """
-        Args:
-            state: the losses' constants, the parameters, then each of the optimizer's moments of all of them.
-            numbers: of each term its weight, then the optimizer's scales.
-        """
-        terms, size, first = len(self._losses.terms), len(self._names), len(self._constants)
-        constants = dict(zip(self._constants, state[:first], strict=True))
-        parameters, *moments = (state[start : start + size] for start in range(first, len(state), size))
-
-        def loss(named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            raw: Tensor = functional_call(self._losses, {**named, **constants}, (seen,))
-            total = (numbers[:terms] * raw).sum()
-            return total, torch.cat([raw, total[None]]).detach()
-
-        found, values = grad(loss, has_aux=True)(dict(zip(self._names, parameters, strict=True)))
-        gradients = [found[name] for name in self._names]
-        self._rule(self._group, parameters, gradients, dict(zip(self._moments, moments, strict=True)), numbers[terms:])
-        return cast(Tensor, values)
+        return step
 
 
 def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Made:
@@ -176,21 +149,6 @@ def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Made:
 
     # With shapes from elsewhere it leaves its cache out.
     return cast(Made, torch._inductor.standalone_compile(graph, list(given), dynamic_shapes="from_example_inputs"))
-
-
-def tensors_of(seen: Batch) -> list[Tensor]:
-    """What a batch holds, one after the other."""
-    found = [seen.inputs, seen.indices, *(view for views in seen.teachers for view in views.values())]
-    return found if seen.labels is None else [*found, seen.labels]
-
-
-def refilled(seen: Batch, tensors: Sequence[Tensor]) -> Batch:
-    """A batch of the same form that holds these."""
-    inputs, indices, *others = tensors
-    labels = others.pop() if seen.labels is not None else None
-    left = iter(others)
-    teachers = [{name: next(left) for name in views} for views in seen.teachers]
-    return Batch({}, teachers, labels, indices, inputs)
 
 
 @contextmanager
@@ -212,19 +170,6 @@ def _compiler(places: Places) -> Iterator[None]:
             os.environ.pop(name)
             if before is not None:
                 os.environ[name] = before
-
-
-class _Losses(nn.Module):
-    """A network and the losses that it is trained by, which answers with them."""
-
-    def __init__(self, network: Network, terms: nn.ModuleList) -> None:
-        super().__init__()
-        self.network, self.terms = network, terms
-
-    def forward(self, seen: Batch) -> Tensor:
-        views = {name: view.float() for name, view in self.network.views(seen.inputs).items()}
-        batch = replace(seen, student=views)
-        return torch.stack([term(batch) for term in self.terms])
 
 
 def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> tuple[Moments, Tensor]:

@@ -61,7 +61,7 @@ class Recorder:
             step: counted within the stage, from 1.
             rate: the learning rate that was used.
             weights: of each term in this step.
-            values: scalars: each term's raw loss, the total, and the gradient norm where it is clipped.
+            values: scalars: each term's raw loss, and the gradient norm where it is clipped.
             extras: what else the terms want watched, scalars by name.
 
         Raises:
@@ -89,7 +89,7 @@ class Recorder:
                 self._reporter.metrics(self._stage, step, named)
 
     def _check(self, step: int, row: list[float]) -> None:
-        what = [*(f"the loss term {name!r}" for name in self._terms), "the loss", "the gradient"]
+        what = [*(f"the loss term {name!r}" for name in self._terms), "the gradient"]
         for name, value in zip(what, row, strict=False):
             if not math.isfinite(value):
                 raise diverged(self._stage, step, name, value)
@@ -99,8 +99,8 @@ class Recorder:
         for name, weight, value in zip(self._terms, weights, row, strict=False):
             values[f"train/{name}"] = value
             values[f"train/{name}/weighted"] = weight * value
-        values["train/loss"] = row[len(self._terms)]
+        values["train/loss"] = sum(weight * value for weight, value in zip(weights, row, strict=False))
         values["train/lr"] = rate
-        if len(row) > len(self._terms) + 1:
+        if len(row) > len(self._terms):
             values["train/gradient_norm"] = row[-1]
         return values

@@ -56,7 +56,7 @@ def circumstances(job: Job) -> dict[str, Any]:
         "products": torch.get_float32_matmul_precision(),
         # What is in force is said above: a job that goes on elsewhere cannot always have what it began with.
         "choices": job.choices.model_dump(
-            mode="json", exclude={"torch", "cpu", "threads", "keep_bytes", "spill_bytes", "compile_from"}
+            mode="json", exclude={"torch", "cpu", "threads", "keep_bytes", "spill_bytes", "trace_from", "compile_from"}
         ),
     }
 

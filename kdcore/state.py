@@ -74,8 +74,9 @@ class Training:
     optimizer: torch.optim.Optimizer
     device: torch.device
     rivals: Mapping[int, Rival] = field(default_factory=dict)
-    compiled: Callable[[Batch, Sequence[float], float], list[Tensor] | None] | None = None
-    """Makes a step in one go, or answers with none; what it leaves in all modules is what the loop's steps leave."""
+    graph: Callable[[Batch, Sequence[float], float], list[Tensor] | None] | None = None
+    """Makes a step of what was recorded of one, or answers with none; what it leaves in all modules is what the loop's
+    steps leave."""
     update: Update = field(init=False)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from kdcore.augment import augment, draw
 from kdcore.batches import batches
 from kdcore.bias import offset_weights
 from kdcore.choices import Choices
-from kdcore.compiled import compiled_step
+from kdcore.compiled import graph_step
 from kdcore.data import CACHE_BYTES, Places
 from kdcore.errors import diverged, memory_errors, single_sample_errors
 from kdcore.examine import examine_teachers
@@ -127,7 +127,7 @@ def train_stage(job: Job, stage: Stage, points: int, out: Path) -> None:
     state, config = job.state, stage.train
     job.reporter.stage(stage.name)
     training = job.prepare(stage)
-    training.compiled = compiled_step(job, stage, training)
+    training.graph = graph_step(job, stage, training)
     recorder = Recorder(
         job.reporter,
         stage.name,
@@ -187,7 +187,7 @@ def train_epoch(job: Job, stage: Stage, training: Training, targets: Targets, re
         weights = [loss.weight_at(epoch) for loss in stage.losses]
         rate = config.optimizer.lr * config.schedule.factor(state.step, steps_per_epoch, total_steps)
         seen = Batch({}, taught, labels, batch, read, epoch)
-        values = training.compiled(seen, weights, rate) if training.compiled is not None else None
+        values = training.graph(seen, weights, rate) if training.graph is not None else None
         if values is None:
             values = make_step(job, training, seen, weights, rate, config.gradient_clip)
 
@@ -199,7 +199,7 @@ def train_epoch(job: Job, stage: Stage, training: Training, targets: Targets, re
 def make_step(
     job: Job, training: Training, seen: Batch, weights: Sequence[float], rate: float, clip: float | None
 ) -> list[Tensor]:
-    """One update of the student, then one of each rival: each term's raw loss, the loss, the norm that was clipped."""
+    """One update of the student, then one of each rival: each term's raw loss, and the norm that was clipped."""
     with job.autocast():
         views = training.model.views(seen.inputs)
     seen = replace(seen, student={name: view.float() for name, view in views.items()})
@@ -208,13 +208,11 @@ def make_step(
 
     training.update.forget_gradients()
     loss.backward()
-    values = [*raw, loss]
-    if clip is not None:
-        values.append(nn.utils.clip_grad_norm_(training.parameters(), clip))
+    norm = [nn.utils.clip_grad_norm_(training.parameters(), clip)] if clip is not None else []
     training.update.make(rate)
     for rival in training.rivals.values():
         rival_step(rival, seen)
-    return values
+    return [*raw, *norm]
 
 
 def rival_step(rival: Rival, seen: Batch) -> None:

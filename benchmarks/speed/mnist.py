@@ -216,6 +216,7 @@ MNIST_CASES: dict[str, Case] = {
             "expert": w1_expert,
             "ours": ours(given(W1_ONCE), "distill-1"),
             "ours, with the first asking": ours(given(W1_ONCE), "distill-1", whole=True),
+            "ours, traced once": ours(given(W1), "distill-1", last_epoch=True),
             "ours, one graph, once compiled": ours(given(W1, tuning=COMPILED), "distill-1", last_epoch=True),
             "ours, teacher every step": ours(given(W1_ONCE, keep_targets=False), "distill-1"),
             "ours, jittered": ours(given(JITTER), "distill-1"),
@@ -225,6 +226,7 @@ MNIST_CASES: dict[str, Case] = {
         W1,
         {
             "ours": {"tutorial": 8.0, "torchdistill": 9.0, "expert": 5.0},
+            "ours, traced once": {"tutorial": 8.0, "torchdistill": 9.0, "expert": 5.0},
             "ours, one graph, once compiled": {"tutorial": 15.0, "torchdistill": 17.0, "expert": 9.0},
             "ours, teacher every step": {"tutorial": 2.0},
             "ours, jittered": {"tutorial": 2.0},

@@ -24,7 +24,7 @@ from benchmarks.speed.arms import given, machine
 from benchmarks.speed.mnist import W1
 from kdcore import train
 from kdcore.choices import Choices, apply
-from kdcore.compiled import compiled_step
+from kdcore.compiled import graph_step
 from kdcore.data import Places
 from kdcore.export import save_weights
 from kdcore.keeping import stage_targets
@@ -78,6 +78,7 @@ STUDENT: dict[str, Arm] = {
     "losses read in every step": ({}, lambda: patch("kdcore.recorder.READ_STEPS", 1)),
     "two threads": ({"threads": 2, "one_thread_below": 0}, nullcontext),
     "fresh memory filled": ({}, memory_filled),
+    "torch's calls, traced once": ({"trace_from": 0}, nullcontext),
     "one compiled graph": ({"compile_from": 0}, nullcontext),
 }
 TEACHER: dict[str, Arm] = {
@@ -112,7 +113,7 @@ def main() -> None:
 def measure(who: str, arms: dict[str, Arm], options: argparse.Namespace) -> dict[str, float]:
     """Microseconds a step of each arm."""
     spec = parse_spec(document(who))
-    first = choose_here(spec).model_copy(update={"threads": 1, "compile_from": None})
+    first = choose_here(spec).model_copy(update={"threads": 1, "trace_from": None, "compile_from": None})
     taken: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "teacher.safetensors"
@@ -149,7 +150,7 @@ def epochs(spec: JobSpec, choices: Choices, data: Path, weights: Path) -> Callab
     training = job.prepare(stage)
     recorder = Recorder(job.reporter, stage.name, stage.losses, steps=10**6, points=1)
     targets = stage_targets(job, stage, training.terms)
-    training.compiled = compiled_step(job, stage, training)
+    training.graph = graph_step(job, stage, training)
 
     def epoch() -> list[float]:
         apply(choices)

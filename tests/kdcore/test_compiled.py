@@ -1,9 +1,10 @@
-"""Compiled steps: the loop's own within rounding, resumed to the same bytes, and left out where they cannot be."""
+"""Steps made of a trace: torch's calls one by one, the bytes of the loop's own steps; compiled, the same within
+rounding, resumed to the same bytes; and left out where they cannot be."""
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdcore import choices as module
+from kdcore import traced
 from kdcore.choices import can_compile
-from kdcore.compiled import LOSSES, CompiledStep, refilled, tensors_of
+from kdcore.compiled import LOSSES, CompiledStep
 from kdcore.data import Places
 from kdcore.losses import Batch, Context, LossConfig
 from kdcore.models import MLPConfig, ModelConfig
@@ -20,6 +22,7 @@ from kdcore.optim import AdamConfig, AdamWConfig, SGDConfig
 from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
 from kdcore.state import Training
+from kdcore.traced import TracedStep, refilled, tensors_of
 from kdcore.train import make_step
 
 ADAM = AdamConfig(lr=0.01)
@@ -55,7 +58,22 @@ class Loop:
         return torch.autocast("cpu", enabled=False)
 
 
-def steps(kind: str, config: Any, compiled: bool, **fields: Any) -> tuple[dict[str, Tensor], Tensor]:
+Way = Literal["loop", "traced", "compiled"]
+
+
+def graph(training: Training, way: Way, reporter: RecordingReporter, graphs: list[Any]) -> Any:
+    """What makes steps of eight samples; what would be compiled is called as it is, and noted."""
+
+    def backend(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    if way == "compiled":
+        return CompiledStep(training, 8, reporter, Places(Path(), download=False), backend)
+    return TracedStep(training, 8, reporter) if way == "traced" else None
+
+
+def steps(kind: str, config: Any, way: Way, **fields: Any) -> tuple[dict[str, Tensor], Tensor]:
     """Twelve steps on random numbers: the weights they leave, and each step's values."""
     task = {"mse": "regression", "logit_mse": "regression"}.get(kind, "classification")
     task = "multi_label" if kind.startswith("binary") else task
@@ -63,29 +81,22 @@ def steps(kind: str, config: Any, compiled: bool, **fields: Any) -> tuple[dict[s
     model = MLPConfig(hidden=[6]).build((4,), 3)
     shapes = {"hidden_1": (6,), "logits": (3,)}
     context = Context(student=shapes, teachers=[shapes], classes=3, task=task)  # type: ignore[arg-type]
-    losses: list[LossConfig] = [TypeAdapter(LossConfig).validate_python({"type": kind, **fields}) for _ in range(2)]
+    losses: list[LossConfig] = [TypeAdapter(LossConfig).validate_python({"type": kind, **fields}) for _ in range(3)]
     terms = torch.nn.ModuleList(loss.build(context) for loss in losses)
     training = Training(model, terms, config.build(model.parameters()), torch.device("cpu"))
     graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Any:
-        graphs.append(graph)
-        return graph
-
-    if compiled:
-        places = Places(Path(), download=False)
-        training.compiled = CompiledStep(training, 8, RecordingReporter(), places, backend)
+    training.graph = graph(training, way, RecordingReporter(), graphs)
     found = []
     for step in range(12):
         inputs, said = torch.randn(8, 4), torch.randn(8, 3) * 3
         labels = torch.randint(3, (8,)) if task == "classification" else torch.rand(8, 3).round()
         seen = Batch({}, [{"logits": said}], labels, torch.arange(8), inputs, step / 4)
-        weights, rate = [0.3, 0.1 * step], 0.01 / (1 + step)
-        values = training.compiled(seen, weights, rate) if training.compiled is not None else None
-        assert (values is None) is not compiled
+        weights, rate = [0.3, 0.1 * step, 0.7], 0.01 / (1 + step)
+        values = training.graph(seen, weights, rate) if training.graph is not None else None
+        assert (values is None) is (way == "loop")
         values = values or make_step(Loop(), training, seen, weights, rate, None)  # type: ignore[arg-type]
         found.append(torch.stack(values).detach())
-    assert len(graphs) == compiled  # one for all steps
+    assert len(graphs) == (way == "compiled")  # one for all steps
     return {**model.state_dict(), **_state(training)}, torch.stack(found)
 
 
@@ -100,7 +111,12 @@ def _state(training: Training) -> dict[str, Tensor]:
     ids=lambda value: value if isinstance(value, str) else value.type,
 )
 def test_the_same_steps_as_the_loop(kind: str, config: Any) -> None:
-    (found, values), (wanted, own) = steps(kind, config, True), steps(kind, config, False)
+    (found, values), (wanted, own) = steps(kind, config, "traced"), steps(kind, config, "loop")
+    assert torch.equal(values, own)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+    found, values = steps(kind, config, "compiled")
     assert torch.allclose(values, own, rtol=1e-5, atol=1e-6)
     for name in wanted:
         if config.type == "sgd" and config.momentum == 0 and name.endswith("momentum_buffer"):
@@ -113,9 +129,13 @@ def test_the_same_steps_as_the_loop(kind: str, config: Any) -> None:
     [("cross_entropy", {"class_weights": [1, 2, 3]}), ("binary_cross_entropy", {"pos_weight": [1, 2, 3]})],
 )
 def test_a_loss_keeps_its_constants(kind: str, fields: Any) -> None:
-    (found, values), (wanted, own) = steps(kind, ADAM, True, **fields), steps(kind, ADAM, False, **fields)
+    wanted, own = steps(kind, ADAM, "loop", **fields)
+    assert not torch.allclose(own, steps(kind, ADAM, "loop")[1], rtol=1e-3)
+    found, values = steps(kind, ADAM, "traced", **fields)
+    assert torch.equal(values, own)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    found, values = steps(kind, ADAM, "compiled", **fields)
     assert torch.allclose(values, own, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(own, steps(kind, ADAM, False)[1], rtol=1e-3)
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
 
 
@@ -140,10 +160,10 @@ def test_a_batch_is_taken_apart_and_put_together_again() -> None:
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
 def test_other_students_can_be_traced(student: Any, shape: tuple[int, ...], vocabulary: int | None) -> None:
-    def stepped(compiled: bool) -> dict[str, Tensor]:
+    def stepped(way: Way) -> dict[str, Tensor]:
         torch.manual_seed(0)
         config = TypeAdapter(ModelConfig).validate_python({**student, "dropout": 0.0})
-        model = config.build(shape, 3, vocabulary)
+        model = config.build(shape, 3, vocabulary).to(memory_format=torch.channels_last)  # as the loop lays it out
         context = Context(student={"logits": (3,)}, teachers=[{"logits": (3,)}], classes=3, task="classification")
         terms = torch.nn.ModuleList([TypeAdapter(LossConfig).validate_python({"type": "kd"}).build(context)])
         # Adam would make a whole step of a gradient that is rounding alone.
@@ -152,16 +172,18 @@ def test_other_students_can_be_traced(student: Any, shape: tuple[int, ...], voca
         training = Training(model, terms, optimizer, torch.device("cpu"))
         inputs = torch.randint(vocabulary, (8, *shape)) if vocabulary else torch.rand(8, *shape)
         seen = Batch({}, [{"logits": torch.randn(8, 3)}], torch.arange(8) % 3, torch.arange(8), inputs)
-        if compiled:
-            reporter, places = RecordingReporter(), Places(Path(), download=False)
-            step = CompiledStep(training, 8, reporter, places, backend=lambda graph, _: graph)
-            assert step(seen, [1.0], 0.1) is not None, reporter.events
-        else:
-            make_step(Loop(), training, seen, [1.0], 0.1, None)  # type: ignore[arg-type]
+        reporter = RecordingReporter()
+        step = graph(training, way, reporter, [])
+        for _ in range(2):
+            if step is None:
+                make_step(Loop(), training, seen, [1.0], 0.1, None)  # type: ignore[arg-type]
+            else:
+                assert step(seen, [1.0], 0.1) is not None, reporter.events
         return model.state_dict()
 
     begun: list[dict[str, Tensor]] = []
-    found, wanted = stepped(True), stepped(False)
+    found, traced, wanted = stepped("compiled"), stepped("traced"), stepped("loop")
+    assert all(torch.equal(traced[name], wanted[name]) for name in wanted)
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5) for name in wanted)
     assert not all(torch.allclose(begun[0][name], wanted[name], rtol=1e-3, atol=1e-5) for name in wanted)
 
@@ -233,11 +255,73 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("what", LEFT_OUT)
 def test_what_is_not_compiled(light: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    made: list[CompiledStep] = []
-    monkeypatch.setattr(CompiledStep, "__init__", lambda self, *_: made.append(self))
-    monkeypatch.setattr(CompiledStep, "__call__", lambda *_: None)
+    made = noted(monkeypatch, CompiledStep)
     document = copy.deepcopy(SPEC) | {"baseline": False}
     light(document)
     assert len(made) == (1 if can_compile() else 0)
     light(document | LEFT_OUT[what])
     assert len(made) == (1 if can_compile() else 0)
+
+
+NOT_TRACED = LEFT_OUT | {
+    "short": {"stages": [SPEC["stages"][0] | {"epochs": 1}]},
+    "switched off": {"tuning": {"compile": "never"}},
+    "large": {"student": {"model": {"type": "mlp", "hidden": [800]}}},
+}
+
+
+@pytest.mark.parametrize("what", NOT_TRACED)
+def test_what_is_not_traced(light: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 56)  # two epochs
+    made = noted(monkeypatch, TracedStep)
+    document = copy.deepcopy(SPEC) | {"baseline": False, "tuning": {}}
+    light(document)
+    light(document | NOT_TRACED[what])
+    assert len(made) == 1
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, kind: type) -> list[Any]:
+    """What is made of a kind, which leaves all steps to the loop."""
+    made: list[Any] = []
+    monkeypatch.setattr(kind, "__init__", lambda self, *_: made.append(self))
+    monkeypatch.setattr(kind, "__call__", lambda *_: None)
+    return made
+
+
+def test_a_traced_job_leaves_the_bytes_of_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    call = TracedStep.__call__
+
+    def counted(self: TracedStep, *given: Any) -> Any:
+        found = call(self, *given)
+        taken.append(found is not None)
+        return found
+
+    monkeypatch.setattr(TracedStep, "__call__", counted)
+    wanted, plain = light(SPEC | {"tuning": {"compile": "never"}})
+    assert not taken
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    whole, reporter = light(SPEC | {"tuning": {}})
+    assert (len(taken), taken.count(False)) == (2 * 2 * 28, 2 * 2)  # baseline and student; an epoch's last is smaller
+    assert whole["digests"] == wanted["digests"]
+    assert reporter.points == plain.points
+
+    stopped = RecordingReporter(request="drain", request_at=reporter.polls - 15)  # in the last epoch
+    with pytest.raises(Interrupted):
+        light(SPEC | {"tuning": {}}, reporter=stopped)
+    left, _ = light(SPEC | {"tuning": {}}, resume=stopped.checkpoints[-1].path)
+    assert left["digests"] == wanted["digests"]
+
+
+def test_what_cannot_be_traced_is_left_to_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, _ = light(SPEC | {"tuning": {"compile": "never"}})
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no trace\nof it")
+
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    monkeypatch.setattr(traced, "trace", refuse)
+    found, reporter = light(SPEC | {"tuning": {}})
+    said = [values for type, values in reporter.events if type == "not_compiled"]
+    assert said == 2 * [{"reason": "RuntimeError: no trace"}]
+    assert found["digests"] == wanted["digests"]

@@ -1,13 +1,16 @@
-"""A worker that is told to end, while its database neither answers nor refuses."""
+"""A worker that is told to end, while its database neither answers nor refuses, or while its job hears nothing."""
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from kdcore.choices import can_compile
 from storage import schema
 from storage.database import Database
 from tests.conftest import OpenSettings
@@ -15,7 +18,7 @@ from tests.faults.proxy import Proxy
 from tests.versions import schema_at
 from worker.keeper import EXIT_SCHEMA, OVERDUE_SECONDS
 
-from .conftest import ENDLESS, Rig
+from .conftest import ENDLESS, SOON, Rig, alive
 
 SLACK_SECONDS = 10.0
 """For a busy machine. The connection's own time limits take half a minute and more."""
@@ -65,6 +68,36 @@ def test_a_worker_that_hangs_under_another_schema_says_so_too(cut_off: tuple[Rig
         status = worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
     assert status == EXIT_SCHEMA
     rig.nothing_left(5)
+
+
+@pytest.mark.skipif(not can_compile(), reason="there is no C++ compiler")
+@pytest.mark.parametrize("settings", ["embedded"], indirect=True)
+def test_a_compiler_keeps_neither_a_worker_that_is_to_end_nor_a_cancel(rig: Rig) -> None:
+    """Training hears nothing while it compiles, and the compiler is a process of its own."""
+    rig.settings = rig.settings.model_copy(update={"drain_seconds": 1.0})
+    worker = rig.start()
+    job_id = rig.submit(ENDLESS | {"tuning": {"compile": "always"}})
+    rig.until(lambda: compilers(rig, worker))
+    worker.terminate()
+    worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
+    rig.nothing_left(SOON)
+    job = rig.job(job_id)
+    assert (job.status, job.failures) == ("queued", 0)
+    assert rig.last(job_id, "requeued").data == {"reason": "drain"}
+
+    worker = rig.start()
+    rig.until(lambda: compilers(rig, worker))
+    trained = rig.last(job_id, "resumed_from_checkpoint").data
+    assert (trained["stage"], trained["step"]) == ("distill-1", 0), "the teacher was trained before it"
+    rig.ask(job_id, "cancel")
+    rig.until_status(job_id, "cancelled")
+    assert rig.last(job_id, "cancelled").at - rig.last(job_id, "cancel_requested").at < SOON
+    rig.until(lambda: not compilers(rig, worker), SOON)
+
+
+def compilers(rig: Rig, worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """What a worker's training processes compile with."""
+    return [process for process in rig.tree(worker) if alive(process) and "cc1plus" in process.name()]
 
 
 SLOW_END = """
