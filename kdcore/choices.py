@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from kdcore.config import Config
 from kdcore.evaluate import BATCH
 from kdcore.memory import power_of_two
+from kdcore.models import Network
 from kdcore.models.dropout import Dropout
 from kdcore.plan import Plan
 from kdcore.spec import JobSpec
@@ -34,9 +36,11 @@ ONE_THREAD_FLOPS = 50_000_000
 """Forward FLOPs of a batch below which one thread is best: threads that wait for each other at every operation cost a
 small network more than they compute. 784-20-20-10 at batch 32 gains nothing from a second."""
 TRACE_FROM = {"auto": 2_000, "always": 0, "never": None}
-"""Steps of a stage that pay for tracing one of them; docs/decisions/compiled-steps.md has the figures of both."""
+"""Steps of a stage that pay for tracing one of them; docs/performance.md has the figures of both."""
 COMPILE_FROM = {"auto": 100_000, "always": 0, "never": None}
 """Steps of a stage that pay for compiling them."""
+VECTOR = 16
+"""Float32 numbers in a CPU's longest register."""
 LARGER_ERROR = 4.0
 """Times the error of another order of sums, which is no loss; bfloat16's is thousands of times as large."""
 
@@ -141,6 +145,20 @@ def apply(choices: Choices) -> None:
     Dropout.by_words = choices.masks == "words"
     torch.use_deterministic_algorithms(choices.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
+
+
+def laid_out(network: Network, choices: Choices) -> Network:
+    """The network, its maps in memory as chosen.
+
+    One whose gradient oneDNN computes beyond the end of its memory where channels lie together stays as it is (torch
+    2.15): it has a convolution of single pixels with a stride, of fewer channels than a vector register has numbers.
+    """
+    convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
+    spoilt = any(
+        max(each.kernel_size) == 1 < max(each.stride) and each.in_channels // each.groups < VECTOR
+        for each in convolutions
+    )
+    return network.to(memory_format=torch.channels_last) if choices.channels_last and not spoilt else network
 
 
 @contextmanager

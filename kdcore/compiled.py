@@ -21,9 +21,10 @@ from kdcore.losses import Batch
 from kdcore.losses.temperature import Temperature
 from kdcore.models.dropout import Dropout
 from kdcore.reporter import Reporter
+from kdcore.reuse import is_of_the_house
 from kdcore.stages import Stage
 from kdcore.state import Training
-from kdcore.traced import Losses, Made, TracedStep, made, refilled, tensors_of, trace
+from kdcore.traced import GraphStep, Made, TracedStep, refilled, tensors_of, trace
 from kdcore.update import counts
 from kdcore.uploads.cache import cached
 
@@ -40,16 +41,18 @@ Moments = dict[str, Sequence[Tensor]]
 Scales = Callable[[dict[str, Any], int, float], tuple[float, ...]]
 """Of an optimizer's options, the number of the step (from 1) and the learning rate: what is one number for all weights.
 Inside the graph it would be computed anew for every few of them."""
-Rule = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor], Moments, Tensor], None]
-"""The update of the parameters, given their gradients, in place; the scales are float32, one dimension."""
+Gradients = Sequence[Tensor | None]
+Rule = Callable[[dict[str, Any], Sequence[Tensor], Gradients, Moments, Tensor], None]
+"""The update of the parameters that have a gradient, in place; the scales are float32, one dimension."""
 
 
-def graph_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | TracedStep | None":
+def graph_step(job: Job, stage: Stage, training: Training) -> GraphStep | None:
     """What makes the stage's steps of a trace of one, where the stage is long and its steps are small enough, and
     nothing happens beside the graph.
 
     Left out are steps that draw (dropout), keep statistics (batch normalisation), clip gradients, train a rival or a
-    term's own parameters, or change from epoch to epoch (a temperature's schedule).
+    term's own parameters, or change from epoch to epoch (a temperature's schedule), and models that an operator has
+    installed: nobody knows what they do from call to call. A job that asks for a profile has the loop's steps in it.
     """
     choices, size = job.choices, stage.train.batch_size
     modules = list(training.model.modules())
@@ -59,6 +62,7 @@ def graph_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | Tr
     stateful = next(training.model.buffers(), None) is not None or next(training.terms.parameters(), None) is not None
     if (
         stage.role == "teacher"
+        or not is_of_the_house([job.spec.student.model])
         or not {loss.type for loss in stage.losses} <= LOSSES
         or drawn or recurrent or scheduled or stateful
         or type(training.optimizer) not in RULES
@@ -70,76 +74,57 @@ def graph_step(job: Job, stage: Stage, training: Training) -> "CompiledStep | Tr
     small = job.plan.student.flops * size < SMALL_FLOPS
     if choices.compile_from is not None and steps >= choices.compile_from and (small or choices.compile_from == 0):
         return CompiledStep(training, size, job.reporter, job.places)
-    if choices.trace_from is not None and steps >= choices.trace_from and small:
+    if choices.trace_from is not None and steps >= choices.trace_from and small and not job.spec.profile:
         return TracedStep(training, size, job.reporter)
     return None
 
 
-class CompiledStep:
-    """Makes the steps of a stage; the first one takes as long as compiling does.
-
-    It works on the very tensors of the model and its optimizer, so that checkpoints know nothing of it.
-    """
+class CompiledStep(GraphStep):
+    """Makes each step, its update with it, by one compiled graph."""
 
     def __init__(
         self, training: Training, size: int, reporter: Reporter, places: Places, backend: Backend | None = None
     ) -> None:
         """
         Args:
-            size: samples of a step; a step of fewer is left to the loop.
             places: where there is a cache, what the compiler made is kept in it for later jobs.
             backend: the compiler; left out: inductor.
         """
-        self._size, self._reporter, self._places, self._backend = size, reporter, places, backend or inductor
-        self._made: Made | None = None
-        self._failed = False
-        self._losses = Losses(training.model, training.terms)
+        super().__init__(training, size, reporter)
+        self._places, self._backend = places, backend or inductor
         self._group = training.optimizer.param_groups[0]
-        parameters = list(self._losses.parameters())
-        moments, self._counts = _state(training.optimizer, parameters)
+        trained = list(self._losses.trained().values())
+        moments, self._counts = _state(training.optimizer, trained)
         self._moments = list(moments)
-        self._state = [
-            *self._losses.buffers(), *(each.detach() for each in parameters),
-            *(each for those in moments.values() for each in those),
-        ]  # fmt: skip
+        state = (*self._losses.constants().values(), *trained, *(each for those in moments.values() for each in those))
+        self._state = [each.detach() for each in state]
         self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
 
-    def __call__(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor] | None:
-        """Make one step: as `TracedStep` does, with the same answer."""
-        if self._failed or len(seen.indices) != self._size:
-            return None
-        numbers = torch.tensor([*weights, *self._scales(self._group, int(self._count) + 1, rate)], dtype=torch.float32)
-        given = [*self._state, numbers, *tensors_of(seen)]
-        if self._made is None:
-            self._made = made(self._reporter, lambda: self._compiled(seen, given))
-            self._failed = self._made is None
-        if self._made is None:
-            return None
-        with torch.no_grad():
-            self._counts.add_(1)
-            (values,) = self._made(*given)
-            return list(values.unbind())
+    def _given(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor]:
+        scales = self._scales(self._group, int(self._count) + 1, rate)
+        return [*self._state, torch.tensor([*weights, *scales], dtype=torch.float32), *tensors_of(seen)]
 
-    def _compiled(self, seen: Batch, given: Sequence[Tensor]) -> Made:
-        """What makes a step of tensors like these, whatever they hold; nothing but their values differs in a stage."""
-        with torch.no_grad(), _compiler(self._places):
-            return self._backend(trace(self._step(seen), given), given)
-
-    def _step(self, seen: Batch) -> Callable[..., list[Tensor]]:
-        """The function that is traced: (terms,) raw losses of a step's tensors, and the update in place."""
+    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
+        terms = len(weights)
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            buffers, parameters, left = self._losses.parted(tensors)
+            constants, parameters, left = self._losses.parted(tensors)
             size = len(parameters)
             moments: Moments = {name: left[place * size :][:size] for place, name in enumerate(self._moments)}
             numbers, *batch = left[len(moments) * size :]
-            weights, scales = numbers[: len(self._losses.terms)], numbers[len(self._losses.terms) :]
-            values, gradients = self._losses.gradients(buffers, parameters, weights, refilled(seen, batch))
-            self._rule(self._group, list(parameters.values()), gradients, moments, scales)
+            values, found = self._losses.gradients(constants, parameters, numbers[:terms], refilled(seen, batch))
+            self._rule(self._group, list(parameters.values()), found, moments, numbers[terms:])
             return [torch.stack(values)]
 
-        return step
+        with _compiler(self._places):
+            return self._backend(trace(step, given), given)
+
+    def _take(self, made: Made, given: Sequence[Tensor], rate: float) -> list[Tensor]:
+        with torch.no_grad():
+            self._counts.add_(1)
+            (values,) = made(*given)
+            return list(cast(Tensor, values).unbind())
 
 
 def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Made:
@@ -194,11 +179,13 @@ def _adam_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float
 
 
 def _adam(
-    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Gradients, moments: Moments, scales: Tensor
 ) -> None:
     (beta1, beta2), decay, decoupled = group["betas"], group["weight_decay"], group["decoupled_weight_decay"]
     size, root, left = scales.unbind()
     for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        if gradient is None:
+            continue
         mean, square = moments["exp_avg"][place], moments["exp_avg_sq"][place]
         if decay and decoupled:
             parameter.mul_(left)
@@ -214,10 +201,12 @@ def _sgd_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float,
 
 
 def _sgd(
-    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Gradients, moments: Moments, scales: Tensor
 ) -> None:
     momentum, decay = group["momentum"], group["weight_decay"]
     for parameter, gradient, buffer in zip(parameters, gradients, moments["momentum_buffer"], strict=True):
+        if gradient is None:
+            continue
         if decay:
             gradient = gradient + decay * parameter
         if momentum:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdcore.choices import Choices, device_room, steps_of
+from kdcore.choices import Choices, device_room, laid_out, steps_of
 from kdcore.data import Dataset, Places, Split, StoredRows
 from kdcore.evaluate import predict
 from kdcore.initial import beginning
@@ -156,8 +156,7 @@ class Job:
 
     def placed(self, network: Network) -> Network:
         """The network on the device, its maps in memory as chosen."""
-        network = network.to(self.device)
-        return network.to(memory_format=torch.channels_last) if self.choices.channels_last else network
+        return laid_out(network.to(self.device), self.choices)
 
     def teacher(self, index: int) -> Network:
         """A finished teacher; built once."""

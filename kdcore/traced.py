@@ -1,12 +1,17 @@
 """A step of a small student as the list of torch's calls that it is made of, without what finds them.
 
 Modules, the graph that autograd records and its walk back take longer than a small step's arithmetic. Here one step is
-traced, and each later step makes the calls that the trace holds, one after the other: the loop's own kernels on the
-same numbers in the same order, and so the same bytes. `kdcore/compiled.py` gives such a trace to a compiler.
+traced, and all steps make the calls that the trace holds, one after the other: the loop's own kernels on the same
+numbers in the same order, and so the same bytes, at which the first step looks. `kdcore/compiled.py` gives such a trace
+to a compiler.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +42,15 @@ BINDINGS = {
     ATEN._log_softmax.default: torch._log_softmax,
     ATEN._log_softmax_backward_data.default: torch._log_softmax_backward_data,
 }
-"""What a small step calls most, by the functions that take the same arguments and find the kernel two to four
-microseconds faster than `torch.ops` does."""
+"""What a small step calls most, by the functions that take the same arguments and find the kernel sooner than
+`torch.ops` does."""
 
-Made = Callable[..., Sequence[Tensor]]
+Made = Callable[..., Sequence[Tensor | None]]
 """What was made of a trace: called with the tensors of a step one by one, it gives what the trace gives."""
 
 
-class TracedStep:
-    """Makes the steps of a stage; the first one takes as long as tracing does.
+class GraphStep(ABC):
+    """Makes the steps of a stage of a trace of its first; that one takes as long as making it does.
 
     It works on the model and the optimizer as they are, so that checkpoints know nothing of it.
     """
@@ -55,10 +60,8 @@ class TracedStep:
         Args:
             size: samples of a step; a step of fewer is left to the loop.
         """
-        self._size, self._reporter, self._update = size, reporter, training.update
+        self._size, self._reporter = size, reporter
         self._losses = Losses(training.model, training.terms)
-        self._parameters = list(self._losses.parameters())
-        self._state = [*self._losses.buffers(), *(each.detach() for each in self._parameters)]
         self._made: Made | None = None
         self._failed = False
 
@@ -75,31 +78,77 @@ class TracedStep:
         """
         if self._failed or len(seen.indices) != self._size:
             return None
-        given = [*self._state, torch.tensor(weights, dtype=torch.float32), *tensors_of(seen)]
+        given = self._given(seen, weights, rate)
         if self._made is None:
-            self._made = made(self._reporter, lambda: shortened(trace(self._step(seen), given)).forward)
-            self._failed = self._made is None
-        if self._made is None:
-            return None
+            try:
+                self._made = self._make(seen, weights, given)
+            except Exception as error:
+                if is_memory_error(error):
+                    raise
+                self._failed = True
+                said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+                self._reporter.event("not_compiled", {"reason": said})
+                return None
+        return self._take(self._made, given, rate)
+
+    @abstractmethod
+    def _given(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor]:
+        """The tensors of a step."""
+
+    @abstractmethod
+    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
+        """What makes steps of tensors like these, whatever they hold; nothing but their values differs in a stage."""
+
+    @abstractmethod
+    def _take(self, made: Made, given: Sequence[Tensor], rate: float) -> list[Tensor]:
+        """One step: each term's raw loss."""
+
+
+class TracedStep(GraphStep):
+    """Makes each step's calls one after the other, then the update as the loop makes it."""
+
+    def __init__(self, training: Training, size: int, reporter: Reporter) -> None:
+        super().__init__(training, size, reporter)
+        self._update = training.update
+        self._parameters = list(self._losses.trained().values())
+        self._state = [each.detach() for each in (*self._losses.constants().values(), *self._parameters)]
+
+    def _given(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor]:
+        return [*self._state, torch.tensor(weights, dtype=torch.float32), *tensors_of(seen)]
+
+    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
+        """
+        Raises:
+            RuntimeError: the calls do not repeat the loop's step to the bit. Some of torch's functions choose other
+                kernels while they are traced.
+        """
+
+        def step(*tensors: Tensor) -> list[Tensor | None]:
+            constants, parameters, (numbers, *batch) = self._losses.parted(tensors)
+            values, gradients = self._losses.gradients(constants, parameters, numbers, refilled(seen, batch))
+            pairs = zip(gradients, parameters.values(), strict=True)
+            return [*values, *(own if own is None else laid_like(own, like) for own, like in pairs)]
+
+        made = shortened(trace(step, given)).forward
         with torch.no_grad():
-            found = self._made(*given)
-        for parameter, gradient in zip(self._parameters, found[len(weights) :], strict=True):
+            values = made(*given)
+        own = self._losses(seen)
+        self._update.forget_gradients()
+        reduce(add, (weight * value for weight, value in zip(weights, own, strict=True))).backward()
+        wanted = [*own, *(each.grad for each in self._parameters)]
+        if not all(is_same(*pair) for pair in zip(values, wanted, strict=True)):
+            raise RuntimeError("the calls of a step, traced, do not repeat it to the bit")
+        return made
+
+    def _take(self, made: Made, given: Sequence[Tensor], rate: float) -> list[Tensor]:
+        self._update.forget_gradients()
+        with torch.no_grad():
+            found = made(*given)
+        values, gradients = found[: -len(self._parameters)], found[-len(self._parameters) :]
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         self._update.make(rate)
-        return list(found[: len(weights)])
-
-    def _step(self, seen: Batch) -> Callable[..., list[Tensor]]:
-        """The function that is traced: each term's raw loss, then the parameters' gradients, of a step's tensors."""
-
-        def step(*tensors: Tensor) -> list[Tensor]:
-            constants, parameters, (weights, *batch) = self._losses.parted(tensors)
-            values, gradients = self._losses.gradients(constants, parameters, weights, refilled(seen, batch))
-            pairs = zip(parameters.values(), gradients, strict=True)
-            # The update's kernel reads both as they lie in memory; autograd lays a gradient out like its parameter.
-            alike = [own if own.stride() == like.stride() else torch.empty_like(like).copy_(own) for like, own in pairs]
-            return [*values, *alike]
-
-        return step
+        return cast(list[Tensor], list(values))
 
 
 class Losses(nn.Module):
@@ -115,41 +164,50 @@ class Losses(nn.Module):
         batch = replace(seen, student=views)
         return [term(batch) for term in self.terms]
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: each for name, each in self.named_parameters() if each.requires_grad}
+
+    def constants(self) -> dict[str, Tensor]:
+        """What no step changes."""
+        frozen = {name: each for name, each in self.named_parameters() if not each.requires_grad}
+        return {**frozen, **dict(self.named_buffers())}
+
     def parted(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
-        """Tensors that stand for the buffers and the parameters, by their names, and what comes after them."""
+        """Tensors that stand for the constants and what is trained, by their names, and what comes after them."""
         left = iter(tensors)
-        buffers = {name: next(left) for name, _ in self.named_buffers()}
-        parameters = {name: next(left) for name, _ in self.named_parameters()}
-        return buffers, parameters, list(left)
+        constants = {name: next(left) for name in self.constants()}
+        parameters = {name: next(left) for name in self.trained()}
+        return constants, parameters, list(left)
 
     def gradients(
-        self, buffers: Mapping[str, Tensor], parameters: dict[str, Tensor], weights: Tensor, seen: Batch
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Each term's raw loss, and the gradient of their weighted sum for each parameter.
+        self, constants: Mapping[str, Tensor], parameters: Mapping[str, Tensor], weights: Tensor, seen: Batch
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Each term's raw loss, and the gradient of their weighted sum for each parameter; none where it has none.
 
         Args:
             weights: (terms,).
         """
         with torch.enable_grad():
             leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
-            values = functional_call(self, {**leaves, **buffers}, (seen,))
-            found = torch.autograd.grad(values, list(leaves.values()), list(weights.unbind()))
+            values: list[Tensor] = functional_call(self, {**leaves, **constants}, (seen,))
+            found = torch.autograd.grad(values, list(leaves.values()), list(weights.unbind()), allow_unused=True)
         return [value.detach() for value in values], list(found)
 
 
-def made(reporter: Reporter, make: Callable[[], Made]) -> Made | None:
-    """What `make` makes; none where it fails, which the job's history says then: the loop makes the steps."""
-    try:
-        return make()
-    except Exception as error:
-        if is_memory_error(error):
-            raise
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        reporter.event("not_compiled", {"reason": said})
-        return None
+def laid_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient that lies in memory as its parameter does, as autograd leaves it: the update's kernel goes through
+    both as they lie there."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
 
 
-def trace(step: Callable[..., Sequence[Tensor]], given: Sequence[Tensor]) -> torch.fx.GraphModule:
+def is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether they are equal to the bit, and lie in memory alike."""
+    if one is None or other is None:
+        return one is other
+    return one.stride() == other.stride() and torch.equal(one, other)
+
+
+def trace(step: Callable[..., Sequence[Tensor | None]], given: Sequence[Tensor]) -> torch.fx.GraphModule:
     """The calls that a step makes with tensors like these, whatever numbers they hold."""
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from kdcore.choices import KEPT_SHARE, ONE_THREAD_FLOPS, Choices, apply, largest_work
+from kdcore.choices import KEPT_SHARE, ONE_THREAD_FLOPS, Choices, apply, laid_out, largest_work
 from kdcore.data import DataFacts
 from kdcore.errors import is_memory_error
 from kdcore.evaluate import BATCH
@@ -223,10 +223,10 @@ def largest(spec: JobSpec, plan: Plan, choices: Choices) -> Tried:
     train = spec.teachers[place].train if place < len(spec.teachers) else longest
     facts = Reader(spec.data.facts(), owner.view).facts
     network = owner.model.build(facts.input_shape, len(facts.classes), facts.vocabulary).to(choices.device)
-    if choices.channels_last:
-        network = network.to(memory_format=torch.channels_last)
     batch = max(stage.batch_size for stage in plan.stages) if train is None else train.batch_size
-    return Tried(network, facts, train, max(2, batch))  # batch normalisation refuses one: the loop will say so
+    return Tried(
+        laid_out(network, choices), facts, train, max(2, batch)
+    )  # batch normalisation refuses one: the loop will say so
 
 
 def precision(choices: Choices) -> AbstractContextManager[object]:

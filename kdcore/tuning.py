@@ -23,7 +23,7 @@ class TuningConfig(Config):
     """Maps of networks in memory pixel by pixel; `channels_first`: channel by channel."""
     compile: Literal["auto", "always", "never"] = "auto"
     """A small student's step as a trace of torch's calls, and in a stage so long that it pays for the compiler as one
-    compiled graph, where nothing happens in it that a graph cannot hold; `always`: compiled, however short the stage;
-    `never`: neither."""
+    compiled graph, where nothing happens in it that a graph cannot hold; `always`: compiled, whatever the length and
+    the student's size; `never`: neither."""
     batches: Literal["auto", "fixed"] = "auto"
     """Samples that are evaluated at once, as many as a GPU is fastest with; `fixed`: 256."""

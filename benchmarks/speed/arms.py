@@ -6,6 +6,7 @@ answers with the seconds that its work took, what its author would wait for, and
 
 import os
 import platform
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,10 +64,11 @@ class Case:
 
 def ours(document: dict[str, Any], stage: str | None = None, *, whole: bool = False, last_epoch: bool = False) -> Arm:
     """The job by `kdcore.train.run`: the seconds of a stage's steps, or of its last epoch's alone; with `whole`, of all
-    of the stage, its validation and the first asking of the teacher included; without a stage, of everything."""
+    of the stage, its validation and the first asking of the teacher included; without a stage, of everything. A seed
+    is drawn for each run, as the peers draw theirs."""
 
     def arm(place: Place) -> Run:
-        spec = parse_spec(document)
+        spec = parse_spec({**document, "seed": secrets.randbelow(2**31)})
         given = {0: place.work / TEACHER} if spec.teachers[0].weights is not None else {}
         with tempfile.TemporaryDirectory() as folder, timed_epochs() as steps:
             began = time.perf_counter()

@@ -1,14 +1,19 @@
 """Choices: one rule, stored, applied."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from kdcore import choices as module
-from kdcore.choices import ONE_THREAD_FLOPS, Choices, apply, can_compile, choose, cpu_name, is_exact, steps_of
+from kdcore.choices import ONE_THREAD_FLOPS, Choices, apply, can_compile, choose, cpu_name, is_exact, laid_out, steps_of
+from kdcore.models import ModelConfig
 from kdcore.opening import choose_here
 from kdcore.plan import make_plan
 from kdcore.recorder import Recorder
@@ -127,10 +132,11 @@ def test_looking_at_products_changes_nothing() -> None:
 
 
 def test_choices_of_an_earlier_version_are_slow_and_the_same() -> None:
-    later = {"products", "masks", "channels_last", "compile_from", "keep_bytes", "one_thread_below", "at_once"}
-    earlier = Choices.model_validate(chosen(TINY).model_dump(exclude=later))
-    plain = (earlier.products, earlier.masks, earlier.channels_last, earlier.compile_from, earlier.keep_bytes)
-    assert plain == ("highest", "torch", False, None, 0)
+    later = {"products", "masks", "channels_last", "trace_from", "compile_from", "keep_bytes", "one_thread_below"}
+    earlier = Choices.model_validate(chosen(TINY).model_dump(exclude=later | {"at_once"}))
+    plain = (earlier.products, earlier.masks, earlier.channels_last, earlier.keep_bytes)
+    assert plain == ("highest", "torch", False, 0)
+    assert (earlier.trace_from, earlier.compile_from) == (None, None)
     assert (earlier.one_thread_below, earlier.at_once) == (0, 256)
 
 
@@ -148,6 +154,36 @@ def test_maps_channel_by_channel_change_no_more_than_the_order_of_sums(light: An
             assert torch.allclose(value, found[False][name][key], rtol=1e-3, atol=1e-4), (name, key)
 
 
+SINGLE_PIXELS = """
+data: {type: digits, train_samples: 200}
+teachers: [{model: {type: mlp}, train: {epochs: 1}}]
+student:
+  model:
+    type: sequential
+    layers:
+      - {type: conv2d, channels: 2, kernel: 3}
+      - {type: conv2d, channels: 4, kernel: 1, stride: 2}
+      - {type: flatten}
+stages: [{epochs: 20}]
+"""
+
+
+def test_convolutions_that_onednn_would_spoil_keep_their_channels_apart(tmp_path: Path) -> None:
+    """The process ended by a signal, here or there, its heap being damaged."""
+    (tmp_path / "job.yaml").write_text(SINGLE_PIXELS)
+    command = [sys.executable, "-m", "kdcore", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    choices = chosen(TINY)
+    for channels, stride, kernel, apart in ((3, 2, 1, True), (16, 2, 1, False), (3, 1, 1, False), (3, 2, 3, False)):
+        layer = {"type": "conv2d", "channels": 32, "kernel": kernel, "stride": stride}
+        model = TypeAdapter(ModelConfig).validate_python({"type": "sequential", "layers": [layer, {"type": "flatten"}]})
+        network = laid_out(model.build((channels, 8, 8), 3), choices)
+        weight = next(each for name, each in network.named_parameters() if name.endswith("weight"))
+        assert (weight.stride() == torch.empty(weight.shape).stride()) is apart
+
+
 def test_steps_of_small_networks_are_made_by_one_thread() -> None:
     choices = chosen(TINY).model_copy(update={"threads": 3})
     apply(choices)
@@ -162,10 +198,12 @@ def test_steps_of_small_networks_are_made_by_one_thread() -> None:
 def test_a_spec_switches_each_of_them_off() -> None:
     tuning = "tuning: {threads: 3, products: highest, masks: torch, layout: channels_first, compile: never}"
     plain = chosen(f"{{{tuning}, {TINY[1:]}")
-    found = (plain.threads, plain.products, plain.masks, plain.channels_last, plain.compile_from)
-    assert found == (3, "highest", "torch", False, None)
+    found = (plain.threads, plain.products, plain.masks, plain.channels_last, plain.trace_from, plain.compile_from)
+    assert found == (3, "highest", "torch", False, None, None)
     assert plain.one_thread_below == 0, "so many threads are so many in every step"
     fast = chosen(TINY)
-    assert (fast.masks, fast.channels_last, fast.compile_from) == ("words", True, 100_000 if can_compile() else None)
+    assert (fast.masks, fast.channels_last, fast.trace_from) == ("words", True, 2_000)
+    assert fast.compile_from == (100_000 if can_compile() else None)
     on_gpu = chosen(TINY, device="cuda")
-    assert (on_gpu.threads, on_gpu.masks, on_gpu.channels_last, on_gpu.compile_from) == (1, "torch", False, None)
+    assert (on_gpu.threads, on_gpu.masks, on_gpu.channels_last) == (1, "torch", False)
+    assert (on_gpu.trace_from, on_gpu.compile_from) == (None, None)

@@ -139,6 +139,37 @@ def test_a_loss_keeps_its_constants(kind: str, fields: Any) -> None:
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
 
 
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.1), SGDConfig(momentum=0.9, weight_decay=0.1)])
+def test_what_is_frozen_or_unused_stays_as_it_is(config: Any) -> None:
+    """Decay, too, leaves alone what has no gradient."""
+
+    def stepped(way: Way) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = MLPConfig(hidden=[6]).build((4,), 3)
+        model.hidden[0].bias.requires_grad_(False)  # type: ignore[union-attr, index]
+        shapes = {"hidden_1": (6,), "logits": (3,)}
+        context = Context(student=shapes, teachers=[shapes], classes=3, task="classification")
+        document = {"type": "logit_mse", "student_layer": "hidden_1", "teacher_layer": "hidden_1"}  # the head is unused
+        terms = torch.nn.ModuleList([TypeAdapter(LossConfig).validate_python(document).build(context)])
+        training = Training(model, terms, config.build(model.parameters()), torch.device("cpu"))
+        begun.update(copy.deepcopy(model.state_dict()))
+        step = graph(training, way, reporter := RecordingReporter(), [])
+        for _ in range(3):
+            seen = Batch({}, [{"hidden_1": torch.randn(8, 6)}], torch.arange(8) % 3, torch.arange(8), torch.randn(8, 4))
+            if step is None:
+                make_step(Loop(), training, seen, [1.0], 0.1, None)  # type: ignore[arg-type]
+            else:
+                assert step(seen, [1.0], 0.1) is not None, reporter.events
+        return model.state_dict()
+
+    begun: dict[str, Tensor] = {}
+    wanted, traced, compiled = stepped("loop"), stepped("traced"), stepped("compiled")
+    for name, value in wanted.items():
+        assert torch.equal(traced[name], value)
+        assert torch.allclose(compiled[name], value, rtol=1e-4, atol=1e-6)
+        assert torch.equal(value, begun[name]) is (name != "hidden.0.weight")
+
+
 def test_a_batch_is_taken_apart_and_put_together_again() -> None:
     def batch(first: int, labels: bool) -> Batch:
         inputs, indices, one, two, three, own = (torch.full((2,), first + number) for number in range(6))
@@ -221,20 +252,20 @@ def test_a_job_learns_alike_and_resumes_to_the_same_bytes(light: Any, tmp_path: 
     assert left["digests"] == whole["digests"]
 
 
-def test_without_a_compiler_the_loop_makes_the_steps(
+def test_where_the_compiler_fails_the_loop_makes_the_steps(
     light: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from torch._inductor import config
 
     monkeypatch.setenv("CXX", "/bin/no-such-compiler")
     spec = parse_spec(SPEC)
-    eager, _ = light(spec)
+    plain, _ = light(SPEC | {"tuning": {"compile": "never"}})
     monkeypatch.setattr(module, "can_compile", lambda: True)  # as on the machine where the job was begun
     with config.patch({"cpp.cxx": (None, "/bin/no-such-compiler")}):
         found, reporter = light(spec, cache=tmp_path / "cache")
     assert [type for type, _ in reporter.events].count("not_compiled") == 2  # the baseline's stage, the student's
     assert "reason" in dict(reporter.events)["not_compiled"]
-    assert found["digests"] == eager["digests"]
+    assert found["digests"] == plain["digests"]
 
 
 LEFT_OUT = {
@@ -267,6 +298,7 @@ NOT_TRACED = LEFT_OUT | {
     "short": {"stages": [SPEC["stages"][0] | {"epochs": 1}]},
     "switched off": {"tuning": {"compile": "never"}},
     "large": {"student": {"model": {"type": "mlp", "hidden": [800]}}},
+    "profile": {"profile": True},
 }
 
 
@@ -278,6 +310,14 @@ def test_what_is_not_traced(light: Any, monkeypatch: pytest.MonkeyPatch, what: s
     light(document)
     light(document | NOT_TRACED[what])
     assert len(made) == 1
+
+
+def test_what_an_operator_has_installed_is_not_traced(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    monkeypatch.setattr(MLPConfig, "__module__", "installed.models")
+    made = noted(monkeypatch, TracedStep)
+    light(SPEC | {"baseline": False, "tuning": {}})
+    assert not made
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, kind: type) -> list[Any]:
@@ -311,6 +351,29 @@ def test_a_traced_job_leaves_the_bytes_of_the_loop(light: Any, monkeypatch: pyte
         light(SPEC | {"tuning": {}}, reporter=stopped)
     left, _ = light(SPEC | {"tuning": {}}, resume=stopped.checkpoints[-1].path)
     assert left["digests"] == wanted["digests"]
+
+
+def test_a_trace_that_does_not_repeat_the_step_is_left_to_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes another kernel for the maxima of a sequence while it is traced, and they lie in memory otherwise."""
+    layers = [{"type": "max_pool"}, {"type": "gelu"}, {"type": "flatten"}]
+    student = {"model": {"type": "sequential", "layers": layers}, "view": {"type": "rows"}}
+    document = SPEC | {"student": student, "baseline": False}
+    wanted, _ = light(document | {"tuning": {"compile": "never"}})
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    found, reporter = light(document | {"tuning": {}})
+    assert found["digests"] == wanted["digests"]
+    assert "to the bit" in dict(reporter.events)["not_compiled"]["reason"]
+
+
+def test_several_teachers_are_traced(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SPEC["teachers"][0]
+    stage = SPEC["stages"][0] | {"losses": [{"type": "kd", "teacher": 2}, {"type": "kd"}, {"type": "dist"}]}
+    document = SPEC | {"teachers": [teacher, teacher], "stages": [stage], "baseline": False}
+    wanted, _ = light(document | {"tuning": {"compile": "never"}})
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    found, reporter = light(document | {"tuning": {}})
+    assert found["digests"] == wanted["digests"]
+    assert "not_compiled" not in dict(reporter.events)
 
 
 def test_what_cannot_be_traced_is_left_to_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
