@@ -71,7 +71,7 @@ class Choices(Config, extra="ignore"):
     """What dropout's masks are made of; `kdcore/models/dropout.py` says how of words."""
     channels_last: bool = False
     """Whether the maps of the networks that train or teach lie in memory pixel by pixel, all channels of one together:
-    the layout that a CPU's convolutions are written for."""
+    the layout that a CPU's convolutions are written for; `laid_out` says of which not."""
     trace_from: int | None = None
     """Steps of a stage from which on they are traced, where they can be (`kdcore/traced.py`); none: never."""
     compile_from: int | None = None
@@ -150,8 +150,9 @@ def apply(choices: Choices) -> None:
 def laid_out(network: Network, choices: Choices) -> Network:
     """The network, its maps in memory as chosen.
 
-    One whose gradient oneDNN computes beyond the end of its memory where channels lie together stays as it is (torch
-    2.15): it has a convolution of single pixels with a stride, of fewer channels than a vector register has numbers.
+    One with a convolution of single pixels with a stride, that reads fewer channels than a vector register has numbers,
+    stays as it is: where channels lie together oneDNN's gradient of it can write beyond the end of its memory (seen
+    with torch 2.15 on AVX2 for up to 7 channels; docs/decisions/tuning.md).
     """
     convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
     spoilt = any(

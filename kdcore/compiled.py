@@ -24,7 +24,7 @@ from kdcore.reporter import Reporter
 from kdcore.reuse import is_of_the_house
 from kdcore.stages import Stage
 from kdcore.state import Training
-from kdcore.traced import GraphStep, Made, TracedStep, refilled, tensors_of, trace
+from kdcore.traced import Find, GraphStep, Made, TracedStep, refilled, tensors_of, trace
 from kdcore.update import counts
 from kdcore.uploads.cache import cached
 
@@ -41,18 +41,21 @@ Moments = dict[str, Sequence[Tensor]]
 Scales = Callable[[dict[str, Any], int, float], tuple[float, ...]]
 """Of an optimizer's options, the number of the step (from 1) and the learning rate: what is one number for all weights.
 Inside the graph it would be computed anew for every few of them."""
-Gradients = Sequence[Tensor | None]
-Rule = Callable[[dict[str, Any], Sequence[Tensor], Gradients, Moments, Tensor], None]
-"""The update of the parameters that have a gradient, in place; the scales are float32, one dimension."""
+Rule = Callable[[dict[str, Any], Sequence[Tensor], Sequence[Tensor], Moments, Tensor], None]
+"""The update of the parameters, given their gradients, in place; the scales are float32, one dimension."""
 
 
-def graph_step(job: Job, stage: Stage, training: Training) -> GraphStep | None:
+def graph_step(job: Job, stage: Stage, training: Training, find: Find) -> GraphStep | None:
     """What makes the stage's steps of a trace of one, where the stage is long and its steps are small enough, and
     nothing happens beside the graph.
 
     Left out are steps that draw (dropout), keep statistics (batch normalisation), clip gradients, train a rival or a
     term's own parameters, or change from epoch to epoch (a temperature's schedule), and models that an operator has
-    installed: nobody knows what they do from call to call. A job that asks for a profile has the loop's steps in it.
+    installed: nobody knows what they do from call to call. A job that asks for a profile is not traced: its table is of
+    the loop's parts. What would be compiled is compiled: a profile changes no bit.
+
+    Args:
+        find: the loop's own way to a batch's gradients.
     """
     choices, size = job.choices, stage.train.batch_size
     modules = list(training.model.modules())
@@ -75,12 +78,14 @@ def graph_step(job: Job, stage: Stage, training: Training) -> GraphStep | None:
     if choices.compile_from is not None and steps >= choices.compile_from and (small or choices.compile_from == 0):
         return CompiledStep(training, size, job.reporter, job.places)
     if choices.trace_from is not None and steps >= choices.trace_from and small and not job.spec.profile:
-        return TracedStep(training, size, job.reporter)
+        return TracedStep(training, size, job.reporter, find)
     return None
 
 
 class CompiledStep(GraphStep):
     """Makes each step, its update with it, by one compiled graph."""
+
+    FAILED = "not_compiled"
 
     def __init__(
         self, training: Training, size: int, reporter: Reporter, places: Places, backend: Backend | None = None
@@ -93,10 +98,14 @@ class CompiledStep(GraphStep):
         super().__init__(training, size, reporter)
         self._places, self._backend = places, backend or inductor
         self._group = training.optimizer.param_groups[0]
-        trained = list(self._losses.trained().values())
+        trained = list(self._objective.trained().values())
         moments, self._counts = _state(training.optimizer, trained)
         self._moments = list(moments)
-        state = (*self._losses.constants().values(), *trained, *(each for those in moments.values() for each in those))
+        state = (
+            *self._objective.constants().values(),
+            *trained,
+            *(each for those in moments.values() for each in those),
+        )
         self._state = [each.detach() for each in state]
         self._count = self._counts[0]
         self._scales, self._rule = RULES[type(training.optimizer)]
@@ -105,16 +114,22 @@ class CompiledStep(GraphStep):
         scales = self._scales(self._group, int(self._count) + 1, rate)
         return [*self._state, torch.tensor([*weights, *scales], dtype=torch.float32), *tensors_of(seen)]
 
-    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
-        terms = len(weights)
+    def _make(self, seen: Batch, given: Sequence[Tensor]) -> Made:
+        """
+        Raises:
+            RuntimeError: a parameter has no gradient, so that the optimizer's counts would differ from one to another.
+        """
+        terms = len(self._objective.terms)
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            constants, parameters, left = self._losses.parted(tensors)
+            constants, parameters, left = self._objective.parted(tensors)
             size = len(parameters)
             moments: Moments = {name: left[place * size :][:size] for place, name in enumerate(self._moments)}
             numbers, *batch = left[len(moments) * size :]
-            values, found = self._losses.gradients(constants, parameters, numbers[:terms], refilled(seen, batch))
-            self._rule(self._group, list(parameters.values()), found, moments, numbers[terms:])
+            values, found = self._objective.gradients(constants, parameters, numbers[:terms], refilled(seen, batch))
+            if any(each is None for each in found):
+                raise RuntimeError("a parameter has no gradient")
+            self._rule(self._group, list(parameters.values()), cast(list[Tensor], found), moments, numbers[terms:])
             return [torch.stack(values)]
 
         with _compiler(self._places):
@@ -179,13 +194,11 @@ def _adam_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float
 
 
 def _adam(
-    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Gradients, moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
 ) -> None:
     (beta1, beta2), decay, decoupled = group["betas"], group["weight_decay"], group["decoupled_weight_decay"]
     size, root, left = scales.unbind()
     for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-        if gradient is None:
-            continue
         mean, square = moments["exp_avg"][place], moments["exp_avg_sq"][place]
         if decay and decoupled:
             parameter.mul_(left)
@@ -201,12 +214,10 @@ def _sgd_scales(group: dict[str, Any], number: int, rate: float) -> tuple[float,
 
 
 def _sgd(
-    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Gradients, moments: Moments, scales: Tensor
+    group: dict[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], moments: Moments, scales: Tensor
 ) -> None:
     momentum, decay = group["momentum"], group["weight_decay"]
     for parameter, gradient, buffer in zip(parameters, gradients, moments["momentum_buffer"], strict=True):
-        if gradient is None:
-            continue
         if decay:
             gradient = gradient + decay * parameter
         if momentum:

@@ -22,7 +22,7 @@ from kdcore.data import Places
 from kdcore.job import Job
 from kdcore.uploads.cache import Lock, cached, discard
 
-FORM = 1
+FORM = 2
 """Of the folders and their keys; a change of either makes another number."""
 CONTENTS = "contents.json"
 AT_ONCE = 8 * 2**20

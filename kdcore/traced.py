@@ -2,16 +2,14 @@
 
 Modules, the graph that autograd records and its walk back take longer than a small step's arithmetic. Here one step is
 traced, and all steps make the calls that the trace holds, one after the other: the loop's own kernels on the same
-numbers in the same order, and so the same bytes, at which the first step looks. `kdcore/compiled.py` gives such a trace
-to a compiler.
+numbers in the same order. The first step is made both ways, and only where the bytes are the same it goes on so.
+`kdcore/compiled.py` gives such a trace to a compiler.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
-from operator import add
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +47,18 @@ Made = Callable[..., Sequence[Tensor | None]]
 """What was made of a trace: called with the tensors of a step one by one, it gives what the trace gives."""
 
 
+Find = Callable[[Batch, Sequence[float]], tuple[Batch, list[Tensor]]]
+"""The loop's own forward, losses and backward (`find_gradients` of `kdcore/train.py`), by the terms' weights."""
+
+
 class GraphStep(ABC):
     """Makes the steps of a stage of a trace of its first; that one takes as long as making it does.
 
     It works on the model and the optimizer as they are, so that checkpoints know nothing of it.
     """
+
+    FAILED: ClassVar[str]
+    """The event of a job whose loop makes the steps instead."""
 
     def __init__(self, training: Training, size: int, reporter: Reporter) -> None:
         """
@@ -61,7 +66,7 @@ class GraphStep(ABC):
             size: samples of a step; a step of fewer is left to the loop.
         """
         self._size, self._reporter = size, reporter
-        self._losses = Losses(training.model, training.terms)
+        self._objective = Objective(training.model, training.terms)
         self._made: Made | None = None
         self._failed = False
 
@@ -81,13 +86,13 @@ class GraphStep(ABC):
         given = self._given(seen, weights, rate)
         if self._made is None:
             try:
-                self._made = self._make(seen, weights, given)
+                self._made = self._make(seen, given)
             except Exception as error:
                 if is_memory_error(error):
                     raise
                 self._failed = True
                 said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-                self._reporter.event("not_compiled", {"reason": said})
+                self._reporter.event(self.FAILED, {"reason": said})
                 return None
         return self._take(self._made, given, rate)
 
@@ -96,7 +101,7 @@ class GraphStep(ABC):
         """The tensors of a step."""
 
     @abstractmethod
-    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
+    def _make(self, seen: Batch, given: Sequence[Tensor]) -> Made:
         """What makes steps of tensors like these, whatever they hold; nothing but their values differs in a stage."""
 
     @abstractmethod
@@ -107,16 +112,18 @@ class GraphStep(ABC):
 class TracedStep(GraphStep):
     """Makes each step's calls one after the other, then the update as the loop makes it."""
 
-    def __init__(self, training: Training, size: int, reporter: Reporter) -> None:
+    FAILED = "not_traced"
+
+    def __init__(self, training: Training, size: int, reporter: Reporter, find: Find) -> None:
         super().__init__(training, size, reporter)
-        self._update = training.update
-        self._parameters = list(self._losses.trained().values())
-        self._state = [each.detach() for each in (*self._losses.constants().values(), *self._parameters)]
+        self._update, self._find = training.update, find
+        self._parameters = list(self._objective.trained().values())
+        self._state = [each.detach() for each in (*self._objective.constants().values(), *self._parameters)]
 
     def _given(self, seen: Batch, weights: Sequence[float], rate: float) -> list[Tensor]:
         return [*self._state, torch.tensor(weights, dtype=torch.float32), *tensors_of(seen)]
 
-    def _make(self, seen: Batch, weights: Sequence[float], given: Sequence[Tensor]) -> Made:
+    def _make(self, seen: Batch, given: Sequence[Tensor]) -> Made:
         """
         Raises:
             RuntimeError: the calls do not repeat the loop's step to the bit. Some of torch's functions choose other
@@ -124,19 +131,19 @@ class TracedStep(GraphStep):
         """
 
         def step(*tensors: Tensor) -> list[Tensor | None]:
-            constants, parameters, (numbers, *batch) = self._losses.parted(tensors)
-            values, gradients = self._losses.gradients(constants, parameters, numbers, refilled(seen, batch))
+            constants, parameters, (numbers, *batch) = self._objective.parted(tensors)
+            values, gradients = self._objective.gradients(constants, parameters, numbers, refilled(seen, batch))
             pairs = zip(gradients, parameters.values(), strict=True)
             return [*values, *(own if own is None else laid_like(own, like) for own, like in pairs)]
 
         made = shortened(trace(step, given)).forward
+        # Not with the step's own weights: one that is 0 for now would hide its term's gradients.
+        weights = [float(place) for place, _ in enumerate(self._objective.terms, start=1)]
         with torch.no_grad():
-            values = made(*given)
-        own = self._losses(seen)
-        self._update.forget_gradients()
-        reduce(add, (weight * value for weight, value in zip(weights, own, strict=True))).backward()
-        wanted = [*own, *(each.grad for each in self._parameters)]
-        if not all(is_same(*pair) for pair in zip(values, wanted, strict=True)):
+            found = made(*self._given(seen, weights, rate=0.0))
+        _, raw = self._find(seen, weights)
+        own = [*(each.detach() for each in raw), *(each.grad for each in self._parameters)]
+        if not all(is_same(*pair) for pair in zip(found, own, strict=True)):
             raise RuntimeError("the calls of a step, traced, do not repeat it to the bit")
         return made
 
@@ -151,7 +158,7 @@ class TracedStep(GraphStep):
         return cast(list[Tensor], list(values))
 
 
-class Losses(nn.Module):
+class Objective(nn.Module):
     """A network and the losses that it is trained by."""
 
     def __init__(self, network: Network, terms: nn.ModuleList) -> None:
@@ -201,10 +208,10 @@ def laid_like(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def is_same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether they are equal to the bit, and lie in memory alike."""
+    """Whether two float32 tensors are equal to the bit, and lie in memory alike."""
     if one is None or other is None:
         return one is other
-    return one.stride() == other.stride() and torch.equal(one, other)
+    return one.stride() == other.stride() and torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 def trace(step: Callable[..., Sequence[Tensor | None]], given: Sequence[Tensor]) -> torch.fx.GraphModule:
@@ -216,8 +223,8 @@ def trace(step: Callable[..., Sequence[Tensor | None]], given: Sequence[Tensor])
 
 
 def shortened(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The graph without calls that change nothing, two transpositions in turn and views of the whole tensor, and with
-    torch's own bindings of the others."""
+    """The graph without calls that change nothing (two transpositions in turn, `detach`, `alias`), and with torch's own
+    bindings of the others."""
     turned, same = ATEN.t.default, {ATEN.detach.default, ATEN.alias.default}
     for node in graph.graph.nodes:
         if node.target in same:

@@ -3,7 +3,7 @@
     run                 a job: load the data, train each stage (or take a teacher that is there), finish
       train_stage       a stage: its modules, its epochs, its result
         train_epoch     an epoch: draw a batch, ask the teachers, make a step
-          make_step     forward, losses, backward, update
+          make_step     forward, losses, backward (find_gradients), update
         end_epoch       validation; the best epoch; early stopping
       finish            (kdcore.finish) test set, exports, result
 
@@ -127,7 +127,7 @@ def train_stage(job: Job, stage: Stage, points: int, out: Path) -> None:
     state, config = job.state, stage.train
     job.reporter.stage(stage.name)
     training = job.prepare(stage)
-    training.graph = graph_step(job, stage, training)
+    training.graph = graph_step(job, stage, training, partial(find_gradients, job, training))
     recorder = Recorder(
         job.reporter,
         stage.name,
@@ -200,6 +200,17 @@ def make_step(
     job: Job, training: Training, seen: Batch, weights: Sequence[float], rate: float, clip: float | None
 ) -> list[Tensor]:
     """One update of the student, then one of each rival: each term's raw loss, and the norm that was clipped."""
+    seen, raw = find_gradients(job, training, seen, weights)
+    norm = [nn.utils.clip_grad_norm_(training.parameters(), clip)] if clip is not None else []
+    training.update.make(rate)
+    for rival in training.rivals.values():
+        rival_step(rival, seen)
+    return [*raw, *norm]
+
+
+def find_gradients(job: Job, training: Training, seen: Batch, weights: Sequence[float]) -> tuple[Batch, list[Tensor]]:
+    """Forward, losses, backward: the batch with the student's views, each term's raw loss, and in each parameter the
+    gradient of their weighted sum."""
     with job.autocast():
         views = training.model.views(seen.inputs)
     seen = replace(seen, student={name: view.float() for name, view in views.items()})
@@ -208,11 +219,7 @@ def make_step(
 
     training.update.forget_gradients()
     loss.backward()
-    norm = [nn.utils.clip_grad_norm_(training.parameters(), clip)] if clip is not None else []
-    training.update.make(rate)
-    for rival in training.rivals.values():
-        rival_step(rival, seen)
-    return [*raw, *norm]
+    return seen, raw
 
 
 def rival_step(rival: Rival, seen: Batch) -> None:

@@ -224,9 +224,8 @@ def largest(spec: JobSpec, plan: Plan, choices: Choices) -> Tried:
     facts = Reader(spec.data.facts(), owner.view).facts
     network = owner.model.build(facts.input_shape, len(facts.classes), facts.vocabulary).to(choices.device)
     batch = max(stage.batch_size for stage in plan.stages) if train is None else train.batch_size
-    return Tried(
-        laid_out(network, choices), facts, train, max(2, batch)
-    )  # batch normalisation refuses one: the loop will say so
+    batch = max(2, batch)  # batch normalisation refuses one: the loop will say so
+    return Tried(laid_out(network, choices), facts, train, batch)
 
 
 def precision(choices: Choices) -> AbstractContextManager[object]:

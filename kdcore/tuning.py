@@ -20,10 +20,10 @@ class TuningConfig(Config):
     masks: Literal["auto", "torch"] = "auto"
     """Dropout's masks cut from random words; `torch`: drawn one by one."""
     layout: Literal["auto", "channels_first"] = "auto"
-    """Maps of networks in memory pixel by pixel; `channels_first`: channel by channel."""
+    """Maps of networks in memory pixel by pixel, where the libraries can; `channels_first`: channel by channel."""
     compile: Literal["auto", "always", "never"] = "auto"
     """A small student's step as a trace of torch's calls, and in a stage so long that it pays for the compiler as one
     compiled graph, where nothing happens in it that a graph cannot hold; `always`: compiled, whatever the length and
-    the student's size; `never`: neither."""
+    the student's size, if there is a compiler; `never`: neither."""
     batches: Literal["auto", "fixed"] = "auto"
     """Samples that are evaluated at once, as many as a GPU is fastest with; `fixed`: 256."""

@@ -83,8 +83,9 @@ def teacher_limit(document: dict[str, object]) -> Arm:
 
 def calls_alone(document: dict[str, object]) -> Arm:
     """As long as the last stage's steps would take if they were torch's calls alone, one by one: the student's forward
-    pass, both losses on answers that are there, backward, the update's kernel; of one and the same batch. In the spec's
-    precision, on one thread or every core, by the faster of two libraries."""
+    pass, both losses on answers that are there, backward, the update's kernel; of one and the same batch. By modules
+    and autograd: the limit of steps that are neither traced nor compiled. In the spec's precision, on one thread or
+    every core, by the faster of two libraries."""
 
     def arm(place: Place) -> Run:
         spec = parse_spec(document)

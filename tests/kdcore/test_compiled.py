@@ -3,7 +3,9 @@ rounding, resumed to the same bytes; and left out where they cannot be."""
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -23,7 +25,7 @@ from kdcore.reporter import Interrupted, RecordingReporter
 from kdcore.spec import parse_spec
 from kdcore.state import Training
 from kdcore.traced import TracedStep, refilled, tensors_of
-from kdcore.train import make_step
+from kdcore.train import find_gradients, make_step
 
 ADAM = AdamConfig(lr=0.01)
 OPTIMIZERS = [
@@ -70,7 +72,8 @@ def graph(training: Training, way: Way, reporter: RecordingReporter, graphs: lis
 
     if way == "compiled":
         return CompiledStep(training, 8, reporter, Places(Path(), download=False), backend)
-    return TracedStep(training, 8, reporter) if way == "traced" else None
+    find = partial(find_gradients, Loop(), training)  # type: ignore[arg-type]
+    return TracedStep(training, 8, reporter, find) if way == "traced" else None
 
 
 def steps(kind: str, config: Any, way: Way, **fields: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -140,8 +143,9 @@ def test_a_loss_keeps_its_constants(kind: str, fields: Any) -> None:
 
 
 @pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.1), SGDConfig(momentum=0.9, weight_decay=0.1)])
-def test_what_is_frozen_or_unused_stays_as_it_is(config: Any) -> None:
-    """Decay, too, leaves alone what has no gradient."""
+@pytest.mark.parametrize("view", ["hidden_1", "logits"])
+def test_what_is_frozen_or_unused_stays_as_it_is(view: str, config: Any) -> None:
+    """Decay, too, leaves alone what has no gradient. A step that leaves something unused is not compiled."""
 
     def stepped(way: Way) -> dict[str, Tensor]:
         torch.manual_seed(0)
@@ -149,17 +153,20 @@ def test_what_is_frozen_or_unused_stays_as_it_is(config: Any) -> None:
         model.hidden[0].bias.requires_grad_(False)  # type: ignore[union-attr, index]
         shapes = {"hidden_1": (6,), "logits": (3,)}
         context = Context(student=shapes, teachers=[shapes], classes=3, task="classification")
-        document = {"type": "logit_mse", "student_layer": "hidden_1", "teacher_layer": "hidden_1"}  # the head is unused
+        document = {"type": "logit_mse", "student_layer": view, "teacher_layer": view}  # hidden_1: the head is unused
         terms = torch.nn.ModuleList([TypeAdapter(LossConfig).validate_python(document).build(context)])
         training = Training(model, terms, config.build(model.parameters()), torch.device("cpu"))
         begun.update(copy.deepcopy(model.state_dict()))
         step = graph(training, way, reporter := RecordingReporter(), [])
         for _ in range(3):
-            seen = Batch({}, [{"hidden_1": torch.randn(8, 6)}], torch.arange(8) % 3, torch.arange(8), torch.randn(8, 4))
-            if step is None:
+            said = {view: torch.randn(8, *shapes[view])}
+            seen = Batch({}, [said], torch.arange(8) % 3, torch.arange(8), torch.randn(8, 4))
+            values = step(seen, [1.0], 0.1) if step is not None else None
+            assert (values is None) is (way == "loop" or (way == "compiled" and view == "hidden_1"))
+            if values is None:
                 make_step(Loop(), training, seen, [1.0], 0.1, None)  # type: ignore[arg-type]
-            else:
-                assert step(seen, [1.0], 0.1) is not None, reporter.events
+        found = dict(reporter.events).get("not_compiled", {"reason": "no gradient"})
+        assert "no gradient" in found["reason"]
         return model.state_dict()
 
     begun: dict[str, Tensor] = {}
@@ -167,7 +174,8 @@ def test_what_is_frozen_or_unused_stays_as_it_is(config: Any) -> None:
     for name, value in wanted.items():
         assert torch.equal(traced[name], value)
         assert torch.allclose(compiled[name], value, rtol=1e-4, atol=1e-6)
-        assert torch.equal(value, begun[name]) is (name != "hidden.0.weight")
+        unused = name == "hidden.0.bias" or (name.startswith("head") and view == "hidden_1")
+        assert torch.equal(value, begun[name]) is unused
 
 
 def test_a_batch_is_taken_apart_and_put_together_again() -> None:
@@ -308,16 +316,37 @@ def test_what_is_not_traced(light: Any, monkeypatch: pytest.MonkeyPatch, what: s
     made = noted(monkeypatch, TracedStep)
     document = copy.deepcopy(SPEC) | {"baseline": False, "tuning": {}}
     light(document)
+    assert len(made) == 1
     light(document | NOT_TRACED[what])
     assert len(made) == 1
 
 
-def test_what_an_operator_has_installed_is_not_traced(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_compiler
+def test_a_large_student_is_compiled_by_wish_alone(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.COMPILE_FROM, "auto", 56)
+    made = noted(monkeypatch, CompiledStep)
+    document = copy.deepcopy(SPEC) | {"baseline": False, "tuning": {}}
+    light(document)
+    assert len(made) == 1
+    light(document | NOT_TRACED["large"])
+    assert len(made) == 1
+    light(document | NOT_TRACED["large"] | {"tuning": {"compile": "always"}, "profile": True})
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(("kind", "wish"), [(TracedStep, "auto"), (CompiledStep, "always")])
+def test_what_an_operator_has_installed_is_left_to_the_loop(
+    light: Any, monkeypatch: pytest.MonkeyPatch, kind: type, wish: str
+) -> None:
     monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    monkeypatch.setattr(module, "can_compile", lambda: True)
+    made = noted(monkeypatch, kind)
+    document = SPEC | {"baseline": False, "tuning": {"compile": wish}}
+    light(document)
+    assert len(made) == 1
     monkeypatch.setattr(MLPConfig, "__module__", "installed.models")
-    made = noted(monkeypatch, TracedStep)
-    light(SPEC | {"baseline": False, "tuning": {}})
-    assert not made
+    light(document)
+    assert len(made) == 1
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, kind: type) -> list[Any]:
@@ -353,16 +382,43 @@ def test_a_traced_job_leaves_the_bytes_of_the_loop(light: Any, monkeypatch: pyte
     assert left["digests"] == wanted["digests"]
 
 
-def test_a_trace_that_does_not_repeat_the_step_is_left_to_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch takes another kernel for the maxima of a sequence while it is traced, and they lie in memory otherwise."""
+@pytest.mark.parametrize("at", ["value", "gradient"])
+def test_a_trace_that_does_not_repeat_the_step_is_left_to_the_loop(
+    light: Any, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The smallest change of one number is seen, of a term whose weight is 0 for now as well."""
+    original = traced.shortened
+
+    def changed(graph: torch.fx.GraphModule) -> Any:
+        made = original(graph).forward
+
+        def forward(*given: Tensor) -> list[Tensor]:
+            found = list(made(*given))
+            place = 0 if at == "value" else 2
+            found[place] = torch.nextafter(found[place], torch.tensor(torch.inf))
+            return found
+
+        return SimpleNamespace(forward=forward)
+
+    monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
+    monkeypatch.setattr(traced, "shortened", changed)
+    losses = [{"type": "kd"}, {"type": "dist", "weight_schedule": {"type": "linear", "epochs": 2}}]
+    document = SPEC | {"baseline": False, "stages": [SPEC["stages"][0] | {"losses": losses}]}
+    wanted, _ = light(document | {"tuning": {"compile": "never"}})
+    found, reporter = light(document | {"tuning": {}})
+    assert "to the bit" in dict(reporter.events)["not_traced"]["reason"]
+    assert found["digests"] == wanted["digests"]
+
+
+def test_what_torch_computes_otherwise_while_it_is_traced(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes another kernel for the maxima of a sequence then, and they lie in memory otherwise."""
     layers = [{"type": "max_pool"}, {"type": "gelu"}, {"type": "flatten"}]
     student = {"model": {"type": "sequential", "layers": layers}, "view": {"type": "rows"}}
     document = SPEC | {"student": student, "baseline": False}
     wanted, _ = light(document | {"tuning": {"compile": "never"}})
     monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
-    found, reporter = light(document | {"tuning": {}})
+    found, _ = light(document | {"tuning": {}})
     assert found["digests"] == wanted["digests"]
-    assert "to the bit" in dict(reporter.events)["not_compiled"]["reason"]
 
 
 def test_several_teachers_are_traced(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +429,7 @@ def test_several_teachers_are_traced(light: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
     found, reporter = light(document | {"tuning": {}})
     assert found["digests"] == wanted["digests"]
-    assert "not_compiled" not in dict(reporter.events)
+    assert "not_traced" not in dict(reporter.events)
 
 
 def test_what_cannot_be_traced_is_left_to_the_loop(light: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +441,6 @@ def test_what_cannot_be_traced_is_left_to_the_loop(light: Any, monkeypatch: pyte
     monkeypatch.setitem(module.TRACE_FROM, "auto", 0)
     monkeypatch.setattr(traced, "trace", refuse)
     found, reporter = light(SPEC | {"tuning": {}})
-    said = [values for type, values in reporter.events if type == "not_compiled"]
+    said = [values for type, values in reporter.events if type == "not_traced"]
     assert said == 2 * [{"reason": "RuntimeError: no trace"}]
     assert found["digests"] == wanted["digests"]
