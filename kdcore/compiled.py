@@ -85,8 +85,6 @@ def graph_step(job: Job, stage: Stage, training: Training, find: Find) -> GraphS
 class CompiledStep(GraphStep):
     """Makes each step, its update with it, by one compiled graph."""
 
-    FAILED = "not_compiled"
-
     def __init__(
         self, training: Training, size: int, reporter: Reporter, places: Places, backend: Backend | None = None
     ) -> None:
@@ -140,6 +138,9 @@ class CompiledStep(GraphStep):
             self._counts.add_(1)
             (values,) = made(*given)
             return list(cast(Tensor, values).unbind())
+
+    def _say_failed(self, reason: str) -> None:
+        self._reporter.event("not_compiled", {"reason": reason})
 
 
 def inductor(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Made:

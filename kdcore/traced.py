@@ -9,7 +9,7 @@ numbers in the same order. The first step is made both ways, and only where the 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,6 @@ class GraphStep(ABC):
     It works on the model and the optimizer as they are, so that checkpoints know nothing of it.
     """
 
-    FAILED: ClassVar[str]
-    """The event of a job whose loop makes the steps instead."""
-
     def __init__(self, training: Training, size: int, reporter: Reporter) -> None:
         """
         Args:
@@ -91,8 +88,7 @@ class GraphStep(ABC):
                 if is_memory_error(error):
                     raise
                 self._failed = True
-                said = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-                self._reporter.event(self.FAILED, {"reason": said})
+                self._say_failed(f"{type(error).__name__}: {error}".splitlines()[0][:500])
                 return None
         return self._take(self._made, given, rate)
 
@@ -108,11 +104,13 @@ class GraphStep(ABC):
     def _take(self, made: Made, given: Sequence[Tensor], rate: float) -> list[Tensor]:
         """One step: each term's raw loss."""
 
+    @abstractmethod
+    def _say_failed(self, reason: str) -> None:
+        """Tell the job's history that the loop makes the steps."""
+
 
 class TracedStep(GraphStep):
     """Makes each step's calls one after the other, then the update as the loop makes it."""
-
-    FAILED = "not_traced"
 
     def __init__(self, training: Training, size: int, reporter: Reporter, find: Find) -> None:
         super().__init__(training, size, reporter)
@@ -156,6 +154,9 @@ class TracedStep(GraphStep):
             parameter.grad = gradient
         self._update.make(rate)
         return cast(list[Tensor], list(values))
+
+    def _say_failed(self, reason: str) -> None:
+        self._reporter.event("not_traced", {"reason": reason})
 
 
 class Objective(nn.Module):
