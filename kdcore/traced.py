@@ -45,8 +45,6 @@ BINDINGS = {
 
 Made = Callable[..., Sequence[Tensor | None]]
 """What was made of a trace: called with the tensors of a step one by one, it gives what the trace gives."""
-
-
 Find = Callable[[Batch, Sequence[float]], tuple[Batch, list[Tensor]]]
 """The loop's own forward, losses and backward (`find_gradients` of `kdcore/train.py`), by the terms' weights."""
 

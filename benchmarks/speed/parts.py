@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def epochs(spec: JobSpec, choices: Choices, data: Path, weights: Path) -> Callab
     training = job.prepare(stage)
     recorder = Recorder(job.reporter, stage.name, stage.losses, steps=10**6, points=1)
     targets = stage_targets(job, stage, training.terms)
-    training.graph = graph_step(job, stage, training)
+    training.graph = graph_step(job, stage, training, partial(train.find_gradients, job, training))
 
     def epoch() -> list[float]:
         apply(choices)
