@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdcore.errors import is_memory_error
-from kdcore.losses import Batch
+from kdcore.losses import Batch, WhenRead
 from kdcore.models import Network
 from kdcore.reporter import Reporter
 from kdcore.state import Training
@@ -166,8 +166,7 @@ class Objective(nn.Module):
 
     def forward(self, seen: Batch) -> list[Tensor]:
         """Each term's raw loss."""
-        views = {name: view.float() for name, view in self.network.views(seen.inputs).items()}
-        batch = replace(seen, student=views)
+        batch = replace(seen, student=WhenRead(self.network.views(seen.inputs), Tensor.float))
         return [term(batch) for term in self.terms]
 
     def trained(self) -> dict[str, nn.Parameter]:

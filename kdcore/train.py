@@ -32,7 +32,7 @@ from kdcore.examine import examine_teachers
 from kdcore.finish import finish
 from kdcore.job import Job
 from kdcore.keeping import fixed_draws, stage_targets
-from kdcore.losses import Batch, Rival, Term
+from kdcore.losses import Batch, Rival, Term, WhenRead
 from kdcore.memory import SMALLER, give_back
 from kdcore.opening import open_job
 from kdcore.profiling import profiled
@@ -213,7 +213,7 @@ def find_gradients(job: Job, training: Training, seen: Batch, weights: Sequence[
     gradient of their weighted sum."""
     with job.autocast():
         views = training.model.views(seen.inputs)
-    seen = replace(seen, student={name: view.float() for name, view in views.items()})
+    seen = replace(seen, student=WhenRead(views, Tensor.float))
     raw = [term(seen) for term in training.terms]
     loss = reduce(add, (weight * value for weight, value in zip(weights, raw, strict=True)))
 
@@ -224,7 +224,7 @@ def find_gradients(job: Job, training: Training, seen: Batch, weights: Sequence[
 
 def rival_step(rival: Rival, seen: Batch) -> None:
     """The rival's turn: an update on the views that the student was just updated with."""
-    loss = rival.loss(replace(seen, student={name: view.detach() for name, view in seen.student.items()}))
+    loss = rival.loss(replace(seen, student=WhenRead(seen.student, Tensor.detach)))
     if loss is not None:
         rival.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from kdcore.losses.absolute_teacher import AbsoluteTeacherConfig, absolute_teach
 from kdcore.losses.activation_boundary import ActivationBoundaryConfig, activation_boundary
 from kdcore.losses.adversarial import AdversarialConfig, adversarial
 from kdcore.losses.attention_transfer import AttentionTransferConfig, attention_transfer
-from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Rival, Shapes, Term, Views
+from kdcore.losses.base import BaseLossConfig, Batch, Context, LossError, Rival, Shapes, Term, Views, WhenRead
 from kdcore.losses.binary_cross_entropy import BinaryCrossEntropyConfig, binary_cross_entropy
 from kdcore.losses.binary_kd import BinaryKDConfig, binary_kd
 from kdcore.losses.contrastive import ContrastiveConfig, contrastive
@@ -194,6 +194,7 @@ __all__ = [
     "Term",
     "VariationalInformationConfig",
     "Views",
+    "WhenRead",
     "absolute_teacher",
     "activation_boundary",
     "adversarial",

@@ -1,6 +1,6 @@
 """What a loss term is: a Config that builds an `nn.Module` on named views of student and teachers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +17,25 @@ Views = Mapping[str, Tensor]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shapes of a model's views, without the batch dimension."""
+
+
+class WhenRead(Mapping[str, Tensor]):
+    """Views made of others, each when it is first read: most losses read the logits alone, and every view of a bf16
+    network is cast for them."""
+
+    def __init__(self, views: Views, change: Callable[[Tensor], Tensor]) -> None:
+        self._views, self._change, self._made = views, change, dict[str, Tensor]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._change(self._views[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
 
 
 class LossError(ValueError):
