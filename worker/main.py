@@ -1,5 +1,6 @@
 """The Celery worker, run in this process: the parent, which never imports torch nor touches CUDA."""
 
+import os
 import sys
 from typing import Any
 
@@ -47,7 +48,10 @@ def run(settings: Settings) -> int:
     finally:
         keeper.stop()
     log.info("worker_stopped")
-    return EXIT_SCHEMA if keeper.schema_changed else int(worker.exitcode or 0)
+    if keeper.schema_changed:
+        # Not by `return`: the alarm that bounds what Python tidies up (`Keeper.stop`) would say another status.
+        os._exit(EXIT_SCHEMA)
+    return int(worker.exitcode or 0)
 
 
 def _check_schema(settings: Settings) -> None:

@@ -72,6 +72,24 @@ def test_a_worker_that_hangs_under_another_schema_says_so_too(cut_off: tuple[Rig
     rig.nothing_left(5)
 
 
+@pytest.mark.parametrize("settings", ["embedded"], indirect=True)
+def test_a_worker_that_is_slow_at_its_very_end_says_so_too(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alarm that ends it said -14, and who starts workers started it again and again."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import atexit, sys, time\nif sys.orig_argv[1:] == ['-m', 'worker']: atexit.register(time.sleep, 60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    worker = rig.start()
+    with schema_at(rig.database, "from_the_future"):
+        status = worker.wait(rig.settings.drain_seconds + OVERDUE_SECONDS + SLACK_SECONDS)
+    assert status == EXIT_SCHEMA
+    rig.nothing_left(5)
+
+
 @pytest.mark.skipif(not can_compile() or "CXX" in os.environ, reason="g++ does not compile here")
 @pytest.mark.parametrize("settings", ["embedded"], indirect=True)
 def test_a_compiler_keeps_neither_a_worker_that_is_to_end_nor_a_cancel(rig: Rig) -> None:
