@@ -26,8 +26,8 @@ from kdcore.update import Update
 MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
 """Forward FLOPs of a batch between which it is worth a try. With fewer, one thread is best; more take too long."""
 WORTH = 1.3
-"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.5 times on two idle cores, and
-takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
+"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.4 to 1.5 times on two idle cores,
+and takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
 WORTH_LEAVING = 1.1
 """Times faster that MKL's products have to be than oneDNN's, or a larger batch than the one before, to be taken: less
 is chance, and jobs that choose alike share what they keep."""
@@ -37,6 +37,8 @@ busy. On a CPU it is the first."""
 ROUNDS = 3
 ROUND_SECONDS = 0.02
 """Of steps in a row, at least: the first one after a change of threads is slower than those of a job."""
+SETTLING_SECONDS = 0.5
+"""The system may leave the second of two threads on the first one's core for a few tenths of a second."""
 
 HALF_SIZE = 256
 """Rows and columns of the matrices whose product bf16 and float32 are compared by."""
@@ -74,13 +76,17 @@ def best_way(spec: JobSpec, plan: Plan, choices: Choices, cores: int) -> dict[st
     counts, kinds = open_counts(spec, choices, cores), open_products(choices)
     if len(counts) * len(kinds) < 2 or not low <= largest_work(plan) <= high:
         return {}
-    seconds = step_seconds(spec, plan, choices, list(product(counts, kinds)))
-    faster = {count: faster_products({kind: seconds[count, kind] for kind in kinds}) for count in counts}
-    best = counts[0]
-    for count in counts[1:]:
-        if seconds[best, faster[best]] < WORTH * seconds[count, faster[count]]:
+    faster = dict.fromkeys(counts, kinds[0])
+    if len(kinds) > 1:
+        seconds = step_seconds(spec, plan, choices, list(product(counts, kinds)))
+        faster = {count: faster_products({kind: seconds[count, kind] for kind in kinds}) for count in counts}
+    best, *more = counts
+    least = settled_seconds(spec, plan, choices, (best, faster[best])) if more else math.inf
+    for count in more:
+        found = settled_seconds(spec, plan, choices, (count, faster[count]))
+        if least < WORTH * found:
             break
-        best = count
+        best, least = count, found
     left = len(kinds) > 1 and faster[best] == "highest"
     return {"threads": best} | ({"products": "highest"} if left else {})
 
@@ -118,6 +124,21 @@ def step_seconds(spec: JobSpec, plan: Plan, choices: Choices, ways: Sequence[Way
                 steps = math.ceil(ROUND_SECONDS / seconds_of(step, 1))
                 taken[threads, products].append(seconds_of(step, steps))
     return {way: statistics.median(each) for way, each in taken.items()}
+
+
+def settled_seconds(spec: JobSpec, plan: Plan, choices: Choices, way: Way) -> float:
+    """Seconds of a step of the largest network in this way, the median of those that come when others were made."""
+    taken: list[float] = []
+    apply(choices)
+    with torch.random.fork_rng([]):
+        step = training_step(spec, plan, choices)
+        threads, products = way
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(products)
+        began, settling = time.perf_counter(), SETTLING_SECONDS if threads > 1 else ROUNDS * ROUND_SECONDS
+        while len(taken) < 2 * ROUNDS or time.perf_counter() - began < settling:
+            taken.append(seconds_of(step, 1))
+    return statistics.median(taken[len(taken) // 2 :])
 
 
 def best_at_once(spec: JobSpec, plan: Plan, choices: Choices, room: int | None) -> int:

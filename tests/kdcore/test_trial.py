@@ -51,8 +51,8 @@ def test_twice_the_threads_have_to_be_worth_it(
     monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int
 ) -> None:
     spec, plan, choices = job(LARGE)
-    both = {(count, kind): each for count, each in seconds.items() for kind in ("medium", "highest")}
-    monkeypatch.setattr(trial, "step_seconds", lambda *given: both)
+    monkeypatch.setattr(trial, "step_seconds", lambda *given: dict.fromkeys(given[3], 1.0))
+    monkeypatch.setattr(trial, "settled_seconds", lambda *given: seconds[given[3][0]])
     assert trial.measured(spec, plan, choices, max(seconds)).threads == best
 
 
@@ -79,6 +79,7 @@ def test_products_that_are_slower_here_are_left(
     spec, plan, choices = job(LARGE, cores=2)
     asked: list[Any] = []
     monkeypatch.setattr(trial, "step_seconds", lambda *given: asked.append(given[3]) or seconds)
+    monkeypatch.setattr(trial, "settled_seconds", lambda *given: seconds[given[3]])
     found = trial.measured(spec, plan, by_size(choices), 2)
     assert (found.threads, found.products) == (threads, products)
     assert sorted(asked[0]) == sorted(seconds)
@@ -106,6 +107,7 @@ def test_a_batch_of_one_is_left_to_the_loop() -> None:
 
 def test_nothing_is_measured_where_the_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "step_seconds", None)  # would fail
+    monkeypatch.setattr(trial, "settled_seconds", None)
     spec, plan, choices = job(SMALL)
     assert trial.measured(spec, plan, choices, 8).threads == 1
     spec, plan, choices = job(LARGE)
@@ -122,6 +124,7 @@ def test_too_little_memory_to_try_is_left_to_the_job(monkeypatch: pytest.MonkeyP
         raise error
 
     monkeypatch.setattr(trial, "step_seconds", fails)
+    monkeypatch.setattr(trial, "settled_seconds", fails)
     spec, plan, choices = job(LARGE)
     error: Exception = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
     assert trial.measured(spec, plan, choices, 8) == choices
@@ -145,7 +148,19 @@ def test_steps_are_made_each_way_and_chance_is_left_alone(text: str, monkeypatch
     seconds = trial.step_seconds(spec, plan, choices, ways)
     assert seen == set(seconds) == set(ways)
     assert all(0 < each < 60 for each in seconds.values())
+    seen.clear()
+    assert 0 < trial.settled_seconds(spec, plan, choices, (2, "medium")) < 60
+    assert seen == {(2, "medium")}
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_steps_that_come_before_the_threads_have_settled_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = iter([9.0] * trial.ROUNDS), 0.1
+    monkeypatch.setattr(trial, "SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "training_step", lambda *given: None)
+    monkeypatch.setattr(trial, "seconds_of", lambda *given: next(slow, fast))
+    spec, plan, choices = job(LARGE)
+    assert trial.settled_seconds(spec, plan, choices, (2, "highest")) == fast
 
 
 Seconds = dict[int, float]
