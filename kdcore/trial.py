@@ -26,8 +26,9 @@ from kdcore.update import Update
 MEASURED = (ONE_THREAD_FLOPS, 5_000_000_000)
 """Forward FLOPs of a batch between which it is worth a try. With fewer, one thread is best; more take too long."""
 WORTH = 1.3
-"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.4 to 1.5 times on two idle cores,
-and takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8 times."""
+"""Times faster that twice the threads have to be. 784-1200-1200-10 at batch 32 gains 1.4 to 1.6 times on two idle
+cores, and takes 1.6 times as long beside one busy process, where one thread loses nothing; convolutions gain up to 1.8
+times."""
 WORTH_LEAVING = 1.1
 """Times faster that MKL's products have to be than oneDNN's, or a larger batch than the one before, to be taken: less
 is chance, and jobs that choose alike share what they keep."""
